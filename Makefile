@@ -1,0 +1,55 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh clone with Python >= 3.10 and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Newer than pyproject.toml and constraints.txt = the environment is up to date, and `install` has nothing to do.
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+SOURCES := modeling_deem processing recipes tests $(wildcard hub_upload.py)
+
+# After installation nothing reads from the network.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test quality style clean
+
+help:
+	@echo "make install   .venv with the pinned CPU torch, this package (editable) and its development tools"
+	@echo "make demo      parts -> pretrain -> SFT -> generate -> evaluate -> report, on a CPU, resumable"
+	@echo "make test      the test suite"
+	@echo "make quality   ruff check and ruff format --check"
+	@echo "make style     ruff check --fix and ruff format"
+	@echo "make clean     remove caches and build products (keeps .venv and runs)"
+
+install: $(STAMP)
+
+# The CPU build of torch has a local version on Linux; elsewhere the plain version is the CPU build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| $(BIN)/python -m pip install -qq --extra-index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python recipes/demo.py
+
+# Tiny tensors: one thread each is faster than two that wait for each other.
+test: export OMP_NUM_THREADS := 1
+test: $(STAMP)
+	$(BIN)/python -m pytest -q --durations=15
+
+quality: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

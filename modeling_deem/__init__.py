@@ -1,0 +1,45 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""DEEM for transformers: importing this package (or `processing`) registers model type "deem" with the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from .configuration_deem import DeemConfig, DeemImageDecoderConfig, DeemPerceiverConfig
+from .image_decoder_deem import DeemImageDecoder
+from .modeling_deem import DeemForConditionalGeneration, DeemModel, DeemOutput
+
+AutoConfig.register("deem", DeemConfig, exist_ok=True)
+AutoConfig.register("deem_image_decoder", DeemImageDecoderConfig, exist_ok=True)
+AutoModel.register(DeemConfig, DeemForConditionalGeneration, exist_ok=True)  # a loaded DEEM can always generate
+AutoModel.register(DeemImageDecoderConfig, DeemImageDecoder, exist_ok=True)
+AutoModelForImageTextToText.register(DeemConfig, DeemForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(DeemConfig, DeemForConditionalGeneration, exist_ok=True)
+
+from processing import DeemImageProcessor, DeemImageProcessorPil, DeemProcessor  # noqa: E402
+
+AutoImageProcessor.register(
+    DeemConfig,
+    image_processor_classes={"pil": DeemImageProcessorPil, "torchvision": DeemImageProcessor},
+    exist_ok=True,
+)
+AutoProcessor.register(DeemConfig, DeemProcessor, exist_ok=True)
+
+__version__ = "0.1.0"
+__all__ = [
+    "DeemConfig",
+    "DeemForConditionalGeneration",
+    "DeemImageDecoder",
+    "DeemImageDecoderConfig",
+    "DeemImageProcessor",
+    "DeemImageProcessorPil",
+    "DeemModel",
+    "DeemOutput",
+    "DeemPerceiverConfig",
+    "DeemProcessor",
+]

@@ -1,0 +1,225 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""The feature synchroniser: tokens look into the feature pyramids of several images (deformable attention).
+
+Released as "MMFS" (multi-image multi-scale feature synchroniser); used in the language model and at the UNet's skips.
+Letters: G groups (sequences, or images to draw), L queries per group, n images per group, N images of the batch,
+V levels, H heads, K points per level, S cells of all levels, E feature width, c value channels per head.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+
+class DeemFeatureSynchronizer(nn.Module):
+    """Deformable attention from queries to the feature pyramids of several images (spec section 4).
+
+    Each query predicts, per head and image, K sampling offsets shared by all levels and one weight per (level, point).
+    The softmax runs over all images, levels and points together, plus one null slot of logit 0 that reads the learned
+    `null_value`; so a query that sees no image reads only the null value. How many images ago an image was seen enters
+    through a learned table (nearest visible image = 1).
+
+    Args:
+        query_size: width of queries and of the relative-position table.
+        feature_size: width E of the image features.
+        value_size: width of the values; a multiple of `num_heads`.
+        output_size: width of the output.
+        level_sides: side that each level has at the pretraining resolution, fine to coarse; offsets count its cells.
+        base_side: an offset of 1 moves 1/base_side of the picture on a level of that side.
+        max_images: size of the relative-position table; a query may see at most `max_images - 1` images.
+        offset_range: initial offsets are uniform in [-offset_range, offset_range].
+        train_null_value: the UNet side keeps its null value at a frozen zero.
+    """
+
+    def __init__(
+        self,
+        query_size: int,
+        feature_size: int,
+        value_size: int,
+        output_size: int,
+        level_sides: list[int] | tuple[int, ...],
+        base_side: int,
+        num_heads: int = 16,
+        num_points: int = 8,
+        max_images: int = 50,
+        offset_range: float = 3.0,
+        train_null_value: bool = True,
+    ):
+        super().__init__()
+        if value_size % num_heads:
+            raise ValueError(
+                f"The feature synchroniser's value width ({value_size}) must be a multiple of its number of heads "
+                f"({num_heads})."
+            )
+        self.level_sides, self.base_side = tuple(level_sides), base_side
+        self.num_heads, self.num_points, self.max_images = num_heads, num_points, max_images
+        self.offset_range = offset_range
+        num_levels = len(self.level_sides)
+
+        self.query_projection = nn.Linear(query_size, query_size)
+        self.image_positions = nn.Parameter(torch.empty(max_images, query_size))
+        self.sampling_offsets = nn.Linear(query_size, num_heads * num_points * 2)
+        self.attention_weights = nn.Linear(query_size, num_heads * num_levels * num_points)
+        self.value_projection = nn.Linear(feature_size, value_size)
+        self.null_value = nn.Parameter(torch.empty(value_size), requires_grad=train_null_value)
+        self.output_projection = nn.Linear(value_size, output_size)
+
+    def project_values(self, features: torch.Tensor) -> torch.Tensor:
+        """Values of all images: features (N, S, E) -> (N, S, H, c). Independent of the queries, hence cacheable."""
+        return self.value_projection(features).unflatten(-1, (self.num_heads, -1))
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        values: torch.Tensor,
+        sides: list[tuple[int, int]],
+        visible: torch.Tensor,
+        reference_points: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Args:
+            queries: (G, L, query_size).
+            values: (G, n, S, H, c), from `project_values`; S runs over the levels, each row by row.
+            sides: (height, width) of each level in `values`.
+            visible: bool (G, n), or (G, L, n) where it differs between queries; images in order of appearance.
+            reference_points: (L, 2) or (G, L, 2), as (x, y) in [0, 1].
+
+        Returns:
+            (G, L, output_size).
+        """
+        groups, num_images = values.shape[:2]
+        length, heads, points, levels = queries.shape[1], self.num_heads, self.num_points, len(sides)
+        if visible.dim() == 2:
+            visible = visible[:, None].expand(-1, length, -1)  # [G, L, n]
+        if num_images >= self.max_images:
+            raise ValueError(
+                f"{num_images} images in one sequence, but the relative-position table holds {self.max_images - 1}. "
+                "Use fewer images per sequence, or a model with a larger table (image_attention_max_images, "
+                "fusion_max_images)."
+            )
+
+        if num_images == 0:  # nothing to look at: the null slot has all the weight
+            return self.output_projection(self.null_value.expand(groups, length, -1))
+
+        # How many visible images ago each image was seen: nearest 1, invisible 0.
+        seen = visible.long()
+        rank = seen * (seen.sum(-1, keepdim=True) + 1 - seen.cumsum(-1))  # [G, L, n]
+
+        # Both predictions are linear in (projected query + position of the image), so each part is computed once.
+        query = self.query_projection(queries)
+        table = self.image_positions
+        offsets = self.sampling_offsets(query)[:, :, None] + F.linear(table, self.sampling_offsets.weight)[rank]
+        logits = self.attention_weights(query)[:, :, None] + F.linear(table, self.attention_weights.weight)[rank]
+        offsets = offsets.view(groups, length, num_images, heads, points, 2).float()
+        logits = logits.view(groups, length, num_images, heads, levels * points)
+
+        # One softmax over images x levels x points and the null slot, whose logit is 0.
+        logits = logits.float().masked_fill(~visible[..., None, None], float("-inf"))
+        logits = logits.transpose(2, 3).flatten(3)  # [G, L, H, n*V*K]
+        weights = F.pad(logits, (0, 1)).softmax(-1).to(values.dtype)
+        null_weight = weights[..., -1:]  # [G, L, H, 1]
+        weights = weights[..., :-1].view(groups, length, heads, num_images, levels, points)
+        weights = weights.permute(4, 0, 3, 2, 1, 5).flatten(1, 3)  # [V, G*n*H, L, K]
+
+        reference = reference_points.view(-1, length, 1, 1, 1, 2)
+        sampled = 0
+        for level, (values_of_level, (height, width)) in enumerate(
+            zip(values.split([h * w for h, w in sides], dim=2), sides, strict=True)
+        ):
+            scale = self.level_sides[level] / self.base_side
+            step = offsets.new_tensor([scale / width, scale / height])
+            location = reference + offsets * step  # [G, L, n, H, K, 2], the picture spans [0, 1]
+            grid = location.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # [G*n*H, L, K, 2]
+            maps = values_of_level.permute(0, 1, 3, 4, 2).reshape(groups * num_images * heads, -1, height, width)
+            samples = F.grid_sample(maps, (2 * grid - 1).to(maps.dtype), align_corners=False)  # [G*n*H, c, L, K]
+            sampled = sampled + (samples * weights[level, :, None]).sum(-1)  # [G*n*H, c, L]
+
+        sampled = sampled.view(groups, num_images, heads, -1, length).sum(1)  # [G, H, c, L]
+        sampled = sampled.permute(0, 3, 1, 2)  # [G, L, H, c]
+        output = sampled + null_weight * self.null_value.view(heads, -1)
+        return self.output_projection(output.flatten(2))
+
+
+@dataclass
+class DeemImageStates:
+    """What the language model's image attention needs of the images of a batch.
+
+    Attributes:
+        features: (N, S, E), the attended pyramid levels of every image, flattened and concatenated.
+        sides: (height, width) of these levels.
+        index: int64 (B, n), which of the N images is the k-th of each row (0 where a row has fewer); None where each
+            row has one image, its own.
+        visible: bool (B, T, n), which images each token sees. When the sequence grows token by token the last row
+            holds for every new token.
+        blocks: the image attention of each layer, by layer number; looked up at every forward so that wrapped
+            modules (adapters) take part.
+        values: projected values (B, n, S, H, c) per layer, kept while generating so that images are projected once.
+        keep_values: whether to fill `values`.
+    """
+
+    features: torch.Tensor
+    sides: list[tuple[int, int]]
+    index: torch.Tensor | None
+    visible: torch.Tensor
+    blocks: nn.ModuleDict | None = None
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+    keep_values: bool = False
+
+    def get_values(self, key: int, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Projected values (B, n, S, H, c) of block `key`; `project` maps features (N, S, E) to (N, S, H, c)."""
+        if key in self.values:
+            return self.values[key]
+        values = project(self.features)
+        values = values[:, None] if self.index is None else values[self.index]
+        if self.keep_values:
+            self.values[key] = values
+        return values
+
+
+class DeemImageAttention(nn.Module):
+    """Gated residual from language tokens to image features: `tanh(gate) * synchroniser(norm(h), norm(features))`.
+
+    The gate starts at zero, so a new model computes exactly the plain language model. All queries look from the
+    centre of the picture.
+    """
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        text_config = config.text_config
+        eps = getattr(text_config, "rms_norm_eps", None) or getattr(text_config, "layer_norm_eps", 1e-6)
+        self.layer_idx = layer_idx
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.query_norm = LlamaRMSNorm(text_config.hidden_size, eps=eps)
+        self.feature_norm = LlamaRMSNorm(config.feature_size, eps=eps)
+        self.synchronizer = DeemFeatureSynchronizer(
+            query_size=text_config.hidden_size,
+            feature_size=config.feature_size,
+            value_size=config.feature_size,
+            output_size=text_config.hidden_size,
+            level_sides=config.image_attention_sides,
+            base_side=config.image_attention_base_side,
+            num_heads=config.image_attention_heads,
+            num_points=config.image_attention_points,
+            max_images=config.image_attention_max_images,
+            offset_range=config.image_attention_offset_range,
+        )
+
+    def forward(self, hidden_states: torch.Tensor, states: DeemImageStates) -> torch.Tensor:
+        """hidden_states (B, T, D) -> residual (B, T, D)."""
+        values = states.get_values(
+            self.layer_idx, lambda features: self.synchronizer.project_values(self.feature_norm(features))
+        )
+        length = hidden_states.shape[1]
+        visible = states.visible
+        if visible.shape[1] != length:  # cached decoding: new tokens see what the last prompt token saw
+            visible = visible[:, -1:].expand(-1, length, -1)
+        centre = hidden_states.new_full((length, 2), 0.5, dtype=torch.float32)
+        residual = self.synchronizer(self.query_norm(hidden_states), values, states.sides, visible, centre)
+        return torch.tanh(self.gate) * residual
+
+
+__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "DeemImageStates"]

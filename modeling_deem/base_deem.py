@@ -1,0 +1,89 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Base class of all DEEM models: how every tensor starts, and what transformers may do with the models."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .attention_deem import DeemFeatureSynchronizer, DeemImageAttention
+from .configuration_deem import DeemConfig
+from .denoiser_deem import DeemFusionBlock
+from .perceiver_deem import DeemPerceiver
+from .vision_deem import DeemVisionTower
+
+
+def mark_upstream(module: nn.Module) -> None:
+    """Tell `_init_weights` that a part built by another library keeps that library's initialisation.
+
+    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), zero convolutions included.
+    """
+    for part in module.modules():
+        part._is_upstream = True
+        if not any(tensor.is_meta for tensor in part.parameters(recurse=False)):
+            part._is_hf_initialized = True
+
+
+class DeemPreTrainedModel(PreTrainedModel):
+    """Base of `DeemModel`, `DeemForConditionalGeneration` and `DeemImageDecoder`."""
+
+    config: DeemConfig
+    config_class = DeemConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["DeemImageAttention", "DeemFusionBlock", "DeemPerceiverLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initial values (spec section 1, "Initialisation"):
+
+        | tensor | start |
+        |---|---|
+        | linear and conv weights, queries, start_of_image's row | N(0, initializer_range), bias 0 |
+        | projections of image tokens to language and condition width | N(0, 1e-3), bias 0 |
+        | gates, fusion convolutions, start_of_image, null values, offset weights | 0 |
+        | offset biases | U(-offset_range, offset_range) |
+        | value and output projections of the synchroniser | Xavier uniform |
+        | relative-position table | truncated N(0, 0.02) |
+        | sin-cos tables | computed |
+        | diffusers parts | as diffusers starts them |
+        """
+        if getattr(module, "_is_upstream", False):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            else:
+                for parameter in module.parameters(recurse=False):
+                    init.normal_(parameter, std=0.02)
+            return
+        if (std := getattr(module, "_init_std", None)) is not None:
+            init.normal_(module.weight, std=std) if std > 0 else init.zeros_(module.weight)
+            init.zeros_(module.bias)
+            return
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, DeemFeatureSynchronizer):
+            init.zeros_(module.sampling_offsets.weight)
+            init.uniform_(module.sampling_offsets.bias, -module.offset_range, module.offset_range)
+            for projection in (module.value_projection, module.output_projection):
+                init.xavier_uniform_(projection.weight)
+            init.trunc_normal_(module.image_positions, std=0.02)
+            init.zeros_(module.null_value)
+        elif isinstance(module, DeemImageAttention):
+            init.zeros_(module.gate)
+        elif isinstance(module, DeemPerceiver):
+            init.normal_(module.queries, std=std)
+        elif isinstance(module, DeemVisionTower | DeemFusionBlock):
+            init.copy_(module.positions, module.compute_positions())
+        if hasattr(module, "start_of_image"):
+            init.zeros_(module.start_of_image)
+        if hasattr(module, "null_condition"):
+            init.normal_(module.null_condition, std=std)
+
+
+__all__ = ["DeemPreTrainedModel", "mark_upstream"]

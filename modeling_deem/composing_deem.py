@@ -1,0 +1,174 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""A first DEEM from three pretrained parts: vision encoder, language model, diffusion pipeline."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+
+from .configuration_deem import DeemConfig
+
+# In the order in which they enter the vocabulary (spec section 1, "Special tokens").
+NEW_TOKENS = ("<|startofimage|>", "<image>", "<ref>", "</ref>", "<box>", "</box>")
+# Logit bias of new tokens, so that an untrained model does not write them.
+NEW_TOKEN_BIAS = -5.0
+
+
+def diffusers_config(module) -> dict[str, Any]:
+    """Config of a diffusers module as plain JSON values, with its class name."""
+    private = ("_name_or_path", "_diffusers_version", "_use_default_values")
+    config = {key: value for key, value in dict(module.config).items() if key not in private}
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    return {**config, "_class_name": type(module).__name__}
+
+
+def null_condition(diffusion: str, num_tokens: int) -> torch.Tensor:
+    """What the pipeline's text encoder says of the empty prompt, (1, num_tokens, C)."""
+    tokenizer = AutoTokenizer.from_pretrained(diffusion, subfolder="tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(diffusion, subfolder="text_encoder")
+    longest = text_encoder.config.max_position_embeddings
+    if num_tokens > longest:
+        raise ValueError(
+            f"The image decoder has {num_tokens} condition tokens, but the diffusion model's text encoder reads at "
+            f"most {longest}. Use perceiver_config num_queries <= {longest}."
+        )
+    inputs = tokenizer("", padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return text_encoder(input_ids=inputs["input_ids"]).last_hidden_state
+
+
+class ComposeMixin:
+    @classmethod
+    def from_vision_text_diffusion_pretrained(
+        cls,
+        vision: str,
+        text: str,
+        diffusion: str,
+        num_image_tokens: int = 77,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **config_overrides,
+    ):
+        """Composes a model from three checkpoints or folders; everything that joins them starts fresh.
+
+        With its gates and fusion convolutions at zero, the new model writes what the language model alone writes, and
+        denoises what the denoiser alone denoises.
+
+        Args:
+            vision: an encoder with four stages, with its image processor.
+            text: a causal language model with its tokenizer.
+            diffusion: a folder laid out as a diffusers pipeline: unet, vae, scheduler, text_encoder, tokenizer.
+            num_image_tokens: Q, image tokens per image and condition tokens of the image decoder.
+            tokenizer: the processor's; by default the language model's own with `NEW_TOKENS` added. Tokens that the
+                language model's own tokenizer lacks start with embeddings N(0, initializer_range), output weights 0
+                and output bias -5.
+            config_overrides: further fields of `DeemConfig`; dicts for `perceiver_config` and `image_decoder_config`
+                are merged into what follows from the parts.
+
+        Returns:
+            The model, in evaluation mode. Its processor: `DeemProcessor.from_parts`.
+        """
+        encoder = AutoModel.from_pretrained(vision)
+        language_model = AutoModelForCausalLM.from_pretrained(text)
+        unet = UNet2DConditionModel.from_pretrained(diffusion, subfolder="unet")
+        vae = AutoencoderKL.from_pretrained(diffusion, subfolder="vae")
+        scheduler = DDPMScheduler.from_pretrained(diffusion, subfolder="scheduler")
+        known = AutoTokenizer.from_pretrained(text)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(text)
+            tokenizer.add_special_tokens(
+                {"extra_special_tokens": list(NEW_TOKENS)}, replace_extra_special_tokens=False
+            )
+
+        # Config: what the parts say, then what the caller says.
+        text_config = language_model.config
+        old_vocabulary, width = language_model.get_input_embeddings().weight.shape
+        text_config.vocab_size = max(old_vocabulary, len(tokenizer))
+        image_size = encoder.config.image_size
+        sides = [image_size // stride for stride in (4, 8, 16, 32)]
+        perceiver_config = {"num_queries": num_image_tokens, **config_overrides.pop("perceiver_config", {})}
+        decoder_config = {
+            "denoiser": diffusers_config(unet),
+            "vae": diffusers_config(vae),
+            "scheduler": diffusers_config(scheduler),
+            "feature_sides": sides,
+            **config_overrides.pop("image_decoder_config", {}),
+        }
+        condition_size = unet.config.cross_attention_dim
+        decoder_config["perceiver_config"] = {
+            "num_queries": perceiver_config["num_queries"],
+            "hidden_size": condition_size,
+            "intermediate_size": 3 * condition_size,
+            "num_hidden_layers": 1,
+            "num_attention_heads": max(1, condition_size // 64),
+            "cross_attention_frequency": 1,
+            "qk_norm": False,
+            **decoder_config.get("perceiver_config", {}),
+        }
+        ids = dict(
+            zip(
+                ("start_of_image_token_id", "image_token_id"),
+                tokenizer.convert_tokens_to_ids(NEW_TOKENS[:2]),
+                strict=True,
+            )
+        )
+        config = DeemConfig(
+            vision_config=encoder.config,
+            text_config=text_config,
+            perceiver_config=perceiver_config,
+            image_decoder_config=decoder_config,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            position_grid_side=sides[2],
+            image_attention_sides=sides[1:],
+            image_attention_base_side=sides[2],
+            **ids,
+            **config_overrides,
+        )
+
+        # Weights: the parts under their new names; what is missing is initialised by the model.
+        body = language_model.base_model_prefix
+        state = {f"model.vision_tower.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+        for name, tensor in language_model.state_dict().items():
+            name = name.replace(f"{body}.", "model.language_model.", 1) if name.startswith(f"{body}.") else name
+            state[name] = tensor
+        new = torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values())))
+        grown = max(0, text_config.vocab_size - old_vocabulary)
+        embeddings, head, bias = "model.language_model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"
+        state[embeddings] = F.pad(state[embeddings], (0, 0, 0, grown))
+        state[embeddings][new] = text_config.initializer_range * torch.randn(len(new), width)
+        if config.tie_word_embeddings:
+            state[head] = state[embeddings]
+        else:
+            state[head] = F.pad(state[head], (0, 0, 0, grown))
+            state[head][new] = 0.0
+        if config.lm_head_bias:
+            state[bias] = F.pad(state.get(bias, torch.zeros(old_vocabulary)), (0, grown))
+            state[bias][new] = NEW_TOKEN_BIAS
+        state |= {f"image_decoder.denoiser.{name}": tensor for name, tensor in unet.state_dict().items()}
+        state |= {f"image_decoder.vae.{name}": tensor for name, tensor in vae.state_dict().items()}
+        state["image_decoder.null_condition"] = null_condition(
+            diffusion, config.image_decoder_config.perceiver_config.num_queries
+        )
+
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # that the joints are newly initialised is the point
+        try:
+            model, report = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+        if report["unexpected_keys"] or report["mismatched_keys"]:
+            raise ValueError(
+                f"The parts do not fit together: no place for {sorted(report['unexpected_keys'])[:5]}, other shapes "
+                f"for {sorted(report['mismatched_keys'])[:5]}."
+            )
+        model.generation_config.bos_token_id = config.bos_token_id
+        model.generation_config.eos_token_id = [config.eos_token_id, config.start_of_image_token_id]
+        model.generation_config.pad_token_id = config.pad_token_id
+        return model
+
+
+__all__ = ["NEW_TOKENS", "ComposeMixin", "null_condition"]

@@ -1,0 +1,164 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""The diffusers UNet with image features fused into its skips (spec section 6).
+
+Letters: G images to denoise, M images whose features are looked into, E feature width, c channels of a skip.
+"""
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from .attention_deem import DeemFeatureSynchronizer, DeemImageStates
+from .vision_deem import resize_positions, sincos_positions_2d
+
+
+class DeemFusionBlock(nn.Module):
+    """Residual for one skip: its cells look into the feature pyramids; a zero convolution lets nothing through at first.
+
+    Args:
+        config: a `DeemImageDecoderConfig`.
+        channels: channels of the skip.
+        side: side of the skip at the denoiser's own sample size; one unit of offset is 1/side of the picture.
+    """
+
+    def __init__(self, config, block_idx: int, channels: int, side: int):
+        super().__init__()
+        self.block_idx, self.channels, self.side, self.table_side = block_idx, channels, side, config.latent_side
+        self.query_norm = nn.LayerNorm(channels, eps=1e-6)
+        self.feature_norm = nn.LayerNorm(config.feature_size, eps=1e-6)
+        self.synchronizer = DeemFeatureSynchronizer(
+            query_size=channels,
+            feature_size=config.feature_size,
+            value_size=config.fusion_size,
+            output_size=channels,
+            level_sides=config.feature_sides,
+            base_side=side,
+            num_heads=config.fusion_heads,
+            num_points=config.fusion_points,
+            max_images=config.fusion_max_images,
+            offset_range=config.fusion_offset_range,
+            train_null_value=False,
+        )
+        self.conv = nn.Conv2d(channels, channels, kernel_size=1)
+        self.conv._init_std = 0.0
+        self.register_buffer("positions", self.compute_positions(side), persistent=False)
+
+    def compute_positions(self, side: int | None = None) -> torch.Tensor:
+        """Sin-cos positions (side * side, c), resized from the table of the latent's side."""
+        table = sincos_positions_2d(self.table_side, self.channels)
+        return resize_positions(table, side or self.side).flatten(2)[0].T.contiguous()
+
+    def forward(self, sample: torch.Tensor, states: DeemImageStates) -> torch.Tensor:
+        """sample (G, c, s, s) -> residual (G, c, s, s)."""
+        side = sample.shape[-1]
+        positions = self.positions if side == self.side else self.compute_positions(side).to(sample)
+        queries = self.query_norm(sample.flatten(2).transpose(1, 2)) + positions  # [G, s*s, c]
+        centres = (torch.arange(side, device=sample.device, dtype=torch.float32) + 0.5) / side
+        reference = torch.stack([centres.repeat(side), centres.repeat_interleave(side)], dim=-1)  # [s*s, 2] as (x, y)
+
+        values = states.get_values(
+            self.block_idx, lambda features: self.synchronizer.project_values(self.feature_norm(features))
+        )
+        residual = self.synchronizer(queries, values, states.sides, states.visible, reference)
+        return self.conv(residual.transpose(1, 2).unflatten(2, (side, side)))
+
+
+class DeemFeatureFusion(nn.Module):
+    """One fusion block for every skip of the UNet and one for the output of its mid block."""
+
+    def __init__(self, config):
+        super().__init__()
+        widths = config.denoiser["block_out_channels"]
+        layers = config.denoiser.get("layers_per_block", 2)
+        layers = [layers] * len(widths) if isinstance(layers, int) else layers
+        side, skips = config.latent_side, [(widths[0], config.latent_side)]
+        for level, width in enumerate(widths):
+            skips += [(width, side)] * layers[level]
+            if level < len(widths) - 1:
+                side //= 2
+                skips.append((width, side))
+        self.skip_blocks = nn.ModuleList(
+            DeemFusionBlock(config, idx, channels, side) for idx, (channels, side) in enumerate(skips)
+        )
+        self.mid_block = DeemFusionBlock(config, len(skips), widths[-1], side)
+
+    def forward(
+        self, sample: torch.Tensor, skips: tuple[torch.Tensor, ...], states: DeemImageStates
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Mid-block output and skips, each with its residual added."""
+        fused = tuple(skip + block(skip, states) for block, skip in zip(self.skip_blocks, skips, strict=True))
+        return sample + self.mid_block(sample, states), fused
+
+
+class DeemUNet2DConditionModel(UNet2DConditionModel):
+    """diffusers' UNet with one station more: between mid block and up path the skips pass through `fusion`."""
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        fusion: DeemFeatureFusion | None = None,
+        image_states: DeemImageStates | None = None,
+    ) -> torch.Tensor:
+        """sample (G, C, s, s), timestep (G,), encoder_hidden_states (G, Q, width) -> prediction (G, C, s, s)."""
+
+        def run(block: nn.Module, *args, **kwargs):
+            if getattr(block, "has_cross_attention", False):
+                kwargs["encoder_hidden_states"] = encoder_hidden_states
+            return block(*args, **kwargs)
+
+        # 1. time
+        temb = self.time_embedding(self.get_time_embed(sample, timestep))
+        if self.time_embed_act is not None:
+            temb = self.time_embed_act(temb)
+
+        # 2. down
+        sample = self.conv_in(sample)
+        skips = (sample,)
+        for block in self.down_blocks:
+            sample, new_skips = run(block, hidden_states=sample, temb=temb)
+            skips += new_skips
+
+        # 3. mid
+        sample = run(self.mid_block, sample, temb)
+
+        # 4. fusion of image features
+        if fusion is not None:
+            sample, skips = fusion(sample, skips, image_states)
+
+        # 5. up
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            skips, own = skips[:-count], skips[-count:]
+            size = skips[-1].shape[2:] if skips else None
+            sample = run(block, hidden_states=sample, temb=temb, res_hidden_states_tuple=own, upsample_size=size)
+
+        # 6. post-process
+        if self.conv_norm_out:
+            sample = self.conv_act(self.conv_norm_out(sample))
+        return self.conv_out(sample)
+
+
+def build_denoiser(config: dict) -> DeemUNet2DConditionModel:
+    """The denoiser of a diffusers config.
+
+    Raises:
+        ValueError: another class, or a UNet that wants inputs which DEEM does not have.
+    """
+    if config["_class_name"] != "UNet2DConditionModel":
+        raise ValueError(
+            f"Denoisers of class {config['_class_name']!r} are not supported. Supported: UNet2DConditionModel."
+        )
+    denoiser = DeemUNet2DConditionModel.from_config(config)
+    names = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
+    unsupported = {name: denoiser.config[name] for name in names if denoiser.config[name] is not None}
+    if unsupported or denoiser.config.center_input_sample or denoiser.mid_block is None:
+        raise ValueError(
+            f"This UNet needs what DEEM does not give: {unsupported or 'centred samples, or a mid block it lacks'}. "
+            "Use a UNet conditioned on encoder_hidden_states only, such as those of Stable Diffusion 1 and 2."
+        )
+    return denoiser
+
+
+__all__ = ["DeemFeatureFusion", "DeemFusionBlock", "DeemUNet2DConditionModel", "build_denoiser"]

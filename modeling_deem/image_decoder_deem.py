@@ -1,0 +1,382 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""The diffusion side: denoiser, VAE and scheduler of diffusers, asked to redraw or to draw (spec sections 2, 6, 7).
+
+`DeemImageDecoder` stands alone: given image tokens of any model and the image they came from, `consistency_loss` says
+what the tokens have lost. Letters: N images, Q tokens per image, P token width, C condition width, D language width,
+L context length, s latent side, H picture side.
+"""
+
+import copy
+import inspect
+
+import diffusers
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+
+from .attention_deem import DeemImageStates
+from .base_deem import DeemPreTrainedModel, mark_upstream
+from .configuration_deem import DeemImageDecoderConfig
+from .denoiser_deem import DeemFeatureFusion, build_denoiser
+from .losses_deem import region_mean, supervised_mean
+from .perceiver_deem import DeemPerceiver
+from .vision_deem import resize_region_masks, sincos_positions_1d
+
+
+def build_scheduler(config: dict) -> diffusers.SchedulerMixin:
+    """A diffusers scheduler from its config; on CPU even while the model is being built on the meta device."""
+    with torch.device("cpu"):
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def own_features(
+    image_features: tuple[torch.Tensor, ...], region_masks: torch.Tensor | None = None, resize: str = "bilinear"
+) -> DeemImageStates:
+    """Each of N images sees its own feature pyramid (N, E, side, side), zero outside its region."""
+    if region_masks is not None:
+        image_features = [
+            level * resize_region_masks(region_masks, level.shape[-2:], resize).to(level.dtype)
+            for level in image_features
+        ]
+    count, device = image_features[0].shape[0], image_features[0].device
+    return DeemImageStates(
+        features=flatten_features(image_features),
+        sides=[tuple(level.shape[-2:]) for level in image_features],
+        index=None,
+        visible=torch.ones(count, 1, dtype=torch.bool, device=device),
+    )
+
+
+def no_features(count: int, like: torch.Tensor) -> DeemImageStates:
+    """Nothing to look into: the fusion blocks give their constant, as where an image has no predecessor."""
+    index = torch.zeros(count, 0, dtype=torch.long, device=like.device)
+    features = like.new_zeros(0, 0, like.shape[-1])
+    return DeemImageStates(features=features, sides=[], index=index, visible=index.bool())
+
+
+def previous_features(
+    image_features: tuple[torch.Tensor, ...],
+    image_positions: tuple[torch.Tensor, torch.Tensor],
+    drawn_positions: tuple[torch.Tensor, torch.Tensor],
+    document_starts: torch.Tensor,
+    num_previous_images: int,
+) -> DeemImageStates:
+    """Each image to draw sees the pyramids of the images just before it in its document (spec section 7).
+
+    Args:
+        image_features: V maps (N, E, side, side) of all images given.
+        image_positions: rows and columns, int64 (N,) each, of the given images' start-of-image tokens, in order.
+        drawn_positions: the same for the G images to draw.
+        document_starts: int64 (G,), the column where each drawn image's document starts.
+    """
+    (rows, columns), (drawn_rows, drawn_columns) = image_positions, drawn_positions
+    length = int(max(columns.max(), drawn_columns.max())) + 1
+    before = torch.searchsorted(rows * length + columns, drawn_rows * length + drawn_columns)  # images before it
+    steps = torch.arange(num_previous_images, 0, -1, device=rows.device)  # oldest first
+    index = before[:, None] - steps  # [G, m]
+    valid = index >= 0
+    index = index.clamp(min=0)
+    valid = valid & (rows[index] == drawn_rows[:, None]) & (columns[index] >= document_starts[:, None])
+    return DeemImageStates(
+        features=flatten_features(image_features),
+        sides=[tuple(level.shape[-2:]) for level in image_features],
+        index=index,
+        visible=valid,
+    )
+
+
+def flatten_features(image_features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """V maps (N, E, side, side) -> (N, S, E), levels one after another, each row by row."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in image_features], dim=1)
+
+
+def gather_contexts(
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    document_starts: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states from each image's document start to its start-of-image token, reversed in time (spec section 7).
+
+    Args:
+        hidden_states: (B, T, D); attention_mask: (B, T), 0 at padding, or None.
+        rows, columns, document_starts: int64 (N,).
+
+    Returns:
+        contexts (N, L, D), the start-of-image token first; mask bool (N, L).
+    """
+    longest = int((columns - document_starts).max()) + 1
+    source = columns[:, None] - torch.arange(longest, device=columns.device)  # [N, L]
+    mask = source >= document_starts[:, None]
+    source = source.clamp(min=0)
+    if attention_mask is not None:
+        mask = mask & attention_mask.bool()[rows[:, None], source]
+    contexts = hidden_states[rows[:, None], source] * mask[..., None].to(hidden_states.dtype)
+    return contexts, mask
+
+
+class DeemImageDecoder(DeemPreTrainedModel):
+    """Denoiser + VAE + scheduler with the two ways into them: image tokens, and language context.
+
+    Attributes:
+        denoiser: `DeemUNet2DConditionModel`; vae: `AutoencoderKL`, frozen, float32.
+        feature_fusion: image features -> residuals at the UNet's skips.
+        token_projector: image tokens (width P) -> condition (width C) of the consistency loss.
+        context_projector, perceiver: language context -> Q condition tokens of the image loss.
+        null_condition: (1, Q, C), the learned "no condition" of classifier-free guidance.
+    """
+
+    config: DeemImageDecoderConfig
+    config_class = DeemImageDecoderConfig
+    base_model_prefix = "image_decoder"
+    main_input_name = "target_pixel_values"
+
+    def __init__(self, config: DeemImageDecoderConfig):
+        super().__init__(config)
+        self.denoiser = build_denoiser(config.denoiser)
+        self.vae = getattr(diffusers, config.vae["_class_name"]).from_config(config.vae)
+        self.vae.requires_grad_(False)
+        for part in (self.denoiser, self.vae):
+            mark_upstream(part)
+        self.feature_fusion = DeemFeatureFusion(config)
+        self.token_projector = nn.Linear(config.token_size, config.condition_size)
+        self.token_projector._init_std = 1e-3
+        self.context_projector = nn.Linear(config.context_size, config.context_size)
+        self.perceiver = DeemPerceiver(config.perceiver_config)
+        self.null_condition = nn.Parameter(torch.empty(1, config.perceiver_config.num_queries, config.condition_size))
+        self._scheduler = None
+        self.post_init()
+
+    @property
+    def scheduler(self) -> diffusers.SchedulerMixin:
+        """The training scheduler; sampling works on copies."""
+        if self._scheduler is None:
+            self._scheduler = build_scheduler(self.config.scheduler)
+        return self._scheduler
+
+    # ---- latents -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self,
+        target_pixel_values: torch.Tensor,
+        generator: torch.Generator | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pictures (N, 3, H, H) in [-1, 1] -> sampled, scaled latents (N, 4, s, s) in the VAE's precision."""
+        posterior = self.vae.encode(target_pixel_values.to(self.vae.dtype)).latent_dist
+        if noise is None:
+            noise = randn_tensor(posterior.mean.shape, generator, posterior.mean.device, posterior.mean.dtype)
+        latents = posterior.mean + posterior.std * noise
+        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (N, 4, s, s) -> pictures (N, 3, H, H) in [0, 1]."""
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+
+    # ---- conditions --------------------------------------------------------------------------------------------
+
+    def condition_from_context(self, contexts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Contexts (N, L, D) and bool mask (N, L) -> condition (N, Q, C); position 0 is the start-of-image token."""
+        positions = sincos_positions_1d(contexts.shape[1], contexts.shape[2], contexts.device).to(contexts.dtype)
+        return self.perceiver(self.context_projector(contexts) + positions, mask)
+
+    # ---- losses ------------------------------------------------------------------------------------------------
+
+    def denoise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor, states: DeemImageStates
+    ) -> torch.Tensor:
+        """The denoiser's prediction (N, 4, s, s) for noisy latents."""
+        dtype = self.denoiser.dtype
+        return self.denoiser(latents.to(dtype), timesteps, condition.to(dtype), self.feature_fusion, states)
+
+    def error_map(
+        self,
+        latents: torch.Tensor,
+        condition: torch.Tensor,
+        states: DeemImageStates,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+    ) -> torch.Tensor:
+        """Squared error of the denoiser at every latent cell, (N, 4, s, s) float32; the scheduler sets the target."""
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            target = noise
+        elif kind == "v_prediction":
+            target = self.scheduler.get_velocity(latents, noise, timesteps)
+        else:
+            raise ValueError(f"prediction_type {kind!r} is not supported; expected 'epsilon' or 'v_prediction'.")
+        prediction = self.denoise(noisy, timesteps, condition, states)
+        return (prediction.float() - target.float()).square()
+
+    def draw_timesteps(
+        self, count: int, first: int, last: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Timesteps (count,): a uniform draw from all training timesteps, squeezed linearly into [first, last]."""
+        total = self.scheduler.config.num_train_timesteps
+        where = generator.device if generator is not None else device
+        draws = torch.randint(total, (count,), generator=generator, device=where).to(device)
+        return (first + draws.double() * ((last + 1 - first) / total)).round().long().clamp(max=last)
+
+    def consistency_loss(
+        self,
+        latents: torch.Tensor,
+        image_tokens: torch.Tensor,
+        image_features: tuple[torch.Tensor, ...] | None = None,
+        region_masks: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """DEEM's feedback (paper: L_CSR): redraw each image from its own tokens; what they lost costs loss.
+
+        Args:
+            latents: (N, 4, s, s), from `encode`.
+            image_tokens: (N, Q, P), gradients flow back into them.
+            image_features: pyramid maps (N, E, side, side), used unless the config conditions on tokens only.
+            region_masks: (N, 1, h, w) in {0, 1}; error outside the region does not count.
+            noise, timesteps: the random draws, to repeat a computation; drawn from `generator` otherwise.
+        """
+        config = self.config
+        if noise is None:
+            noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
+        if timesteps is None:
+            timesteps = self.draw_timesteps(
+                len(latents), *config.consistency_timestep_range, device=latents.device, generator=generator
+            )
+        states = self.consistency_states(image_tokens, image_features, region_masks)
+        errors = self.error_map(latents, self.token_projector(image_tokens), states, timesteps, noise)
+        if region_masks is not None:
+            region_masks = resize_region_masks(region_masks, latents.shape[-2:], config.region_mask_resize)
+        return region_mean(errors, region_masks)
+
+    def consistency_states(
+        self,
+        image_tokens: torch.Tensor,
+        image_features: tuple[torch.Tensor, ...] | None,
+        region_masks: torch.Tensor | None = None,
+    ) -> DeemImageStates:
+        """What the fusion blocks see while an image is redrawn: its own pyramid, or nothing if so configured."""
+        if self.config.consistency_condition == "tokens":
+            return no_features(len(image_tokens), self.feature_fusion.mid_block.feature_norm.weight)
+        if image_features is None:
+            raise ValueError(
+                "consistency_condition is 'tokens+features', but no image_features were given. Give the pyramid, or "
+                "set image_decoder_config.consistency_condition = 'tokens'."
+            )
+        return own_features(image_features, region_masks, self.config.region_mask_resize)
+
+    def image_loss(
+        self,
+        contexts: torch.Tensor,
+        context_mask: torch.Tensor,
+        states: DeemImageStates,
+        latents: torch.Tensor,
+        image_loss_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        drop_condition: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Loss of drawing the next image from what was read and drawn before (paper: L_NIP).
+
+        An image whose context is no more than a bos and a start-of-image token has nothing to be drawn from and is
+        not supervised.
+
+        Args:
+            contexts: (N, L, D) with bool context_mask (N, L), from `gather_contexts`.
+            states: the previous images, from `previous_features`.
+            latents: (N, 4, s, s), from `encode`.
+            image_loss_mask: bool (N,), which images to supervise.
+            noise, timesteps, drop_condition: random draws, to repeat a computation; drop_condition (bool, (N,)) says
+                whose condition becomes the null condition. Without it a share `condition_dropout` in training, none
+                in evaluation.
+        """
+        count, device = len(latents), latents.device
+        if noise is None:
+            noise = randn_tensor(latents.shape, generator, device, latents.dtype)
+        if timesteps is None:
+            total = self.scheduler.config.num_train_timesteps
+            timesteps = self.draw_timesteps(count, 0, total - 1, device=device, generator=generator)
+        if drop_condition is None:
+            where = generator.device if generator is not None else device
+            draws = torch.rand(count, generator=generator, device=where).to(device)
+            drop_condition = draws < (self.config.condition_dropout if self.training else 0.0)
+
+        condition = self.condition_from_context(contexts, context_mask)
+        condition = torch.where(drop_condition[:, None, None], self.null_condition.to(condition.dtype), condition)
+        errors = self.error_map(latents, condition, states, timesteps, noise)
+        supervised = context_mask.sum(1) > 2
+        if image_loss_mask is not None:
+            supervised = supervised & image_loss_mask.bool()
+        return supervised_mean(errors, supervised, self.config.image_loss_reduction)
+
+    # ---- sampling ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: torch.Tensor,
+        states: DeemImageStates,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        scheduler: diffusers.SchedulerMixin | None = None,
+    ) -> torch.Tensor:
+        """Pictures (N, 3, H, H) in [0, 1], denoised from noise under `condition` (N, Q, C).
+
+        Guidance pushes away from the null condition; image features are the same in both branches (spec section 10).
+
+        Args:
+            generator: one for the batch, or a list of one per picture, which makes each picture independent of its
+                neighbours.
+            latents: initial noise (N, 4, s, s) of variance 1.
+            scheduler: any diffusers scheduler with the same noise; the model's own otherwise.
+        """
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        scheduler = copy.deepcopy(scheduler or self.scheduler)
+        scheduler.set_timesteps(steps, device=condition.device)
+        side, channels = self.config.latent_side, self.denoiser.config.in_channels
+        if latents is None:
+            shape = (condition.shape[0], channels, side, side)
+            latents = randn_tensor(shape, generator, condition.device, torch.float32)
+        latents = latents * scheduler.init_noise_sigma
+
+        guided = scale != 1.0
+        if guided:
+            condition = torch.cat([self.null_condition.to(condition.dtype).expand_as(condition), condition])
+        index, visible = states.index, states.visible
+        if index is None:
+            index = torch.arange(len(visible), device=visible.device)[:, None]
+        if guided:
+            index, visible = index.repeat(2, 1), visible.repeat(2, 1)
+        # Features are projected once for all steps.
+        states = DeemImageStates(states.features, states.sides, index, visible, keep_values=True)
+
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        extra = {"generator": generator} if takes_generator else {}
+        for timestep in scheduler.timesteps:
+            noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+            prediction = self.denoise(noisy, timestep.expand(len(noisy)), condition, states).float()
+            if guided:
+                without, within = prediction.chunk(2)
+                prediction = without + scale * (within - without)
+            latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+        return self.decode(latents)
+
+
+__all__ = [
+    "DeemImageDecoder",
+    "build_scheduler",
+    "flatten_features",
+    "gather_contexts",
+    "no_features",
+    "own_features",
+    "previous_features",
+]

@@ -1,0 +1,372 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""DEEM: a language model that reads and draws images, and whose image encoder is corrected by its own drawings.
+
+Letters: B sequences, T tokens, N images of the batch, Q image tokens per image, P perceiver width, E feature width,
+D language width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from .attention_deem import DeemImageAttention, DeemImageStates
+from .base_deem import DeemPreTrainedModel
+from .composing_deem import ComposeMixin
+from .configuration_deem import DeemConfig
+from .generation_deem import DeemGenerationMixin
+from .image_decoder_deem import DeemImageDecoder, flatten_features
+from .losses_deem import text_loss
+from .perceiver_deem import DeemPerceiver
+from .text_deem import build_language_model, locate_images
+from .vision_deem import DeemVisionTower
+
+
+@dataclass
+class DeemImageOutput(ModelOutput):
+    """
+    Attributes:
+        pooler_output: (N, Q, D), image tokens at language width; what fills the placeholders.
+        deepstack_features: pyramid maps (N, E, side, side) with positions, fine to coarse.
+        image_tokens: (N, Q, P), image tokens as the perceiver gave them; what the consistency loss conditions on.
+        last_hidden_state, hidden_states, attentions: the vision encoder's own.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    deepstack_features: tuple[torch.Tensor, ...] | None = None
+    image_tokens: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class DeemModelOutput(BaseModelOutputWithPast):
+    """
+    Attributes:
+        image_output: what `get_image_features` gave, if there were images.
+        image_states: what the image attention saw; generation carries it from step to step.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+    image_output: DeemImageOutput | None = None
+    image_states: DeemImageStates | None = None
+
+
+@dataclass
+class DeemOutput(CausalLMOutputWithPast):
+    """
+    Attributes:
+        loss: the weighted sum of the three losses that were computed.
+        text_loss, image_loss, consistency_loss: scalars; None where not asked for or of weight 0.
+        logits: (B, T, V).
+        image_hidden_states: (N, Q, D).
+        image_states: see `DeemModelOutput`.
+    """
+
+    text_loss: torch.Tensor | None = None
+    image_loss: torch.Tensor | None = None
+    consistency_loss: torch.Tensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    image_states: DeemImageStates | None = None
+
+
+class DeemModel(DeemPreTrainedModel):
+    """Images and text -> hidden states: vision tower, perceiver, and language model with image attention."""
+
+    def __init__(self, config: DeemConfig):
+        super().__init__(config)
+        hidden_size = config.text_config.hidden_size
+        self.vision_tower = DeemVisionTower(config)
+        self.perceiver = DeemPerceiver(config.perceiver_config)
+        self.projector = nn.Linear(config.perceiver_config.hidden_size, hidden_size)
+        self.projector._init_std = 1e-3
+        self.language_model = build_language_model(config.text_config)
+        self.image_attention = nn.ModuleDict(
+            {
+                str(idx): DeemImageAttention(config, idx)
+                for idx in range(0, config.text_config.num_hidden_layers, config.image_attention_interval)
+            }
+        )
+        self.start_of_image = nn.Parameter(torch.zeros(1, hidden_size))
+        self.post_init()
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, region_masks: torch.Tensor | None = None, **kwargs
+    ) -> DeemImageOutput:
+        """The only door from pixels: (N, 3, h, w) [and masks (N, 1, h, w)] -> image tokens and feature pyramid."""
+        kwargs.pop("return_dict", None)
+        if region_masks is not None and region_masks.shape[-2:] != pixel_values.shape[-2:]:
+            raise ValueError(
+                f"region_masks are {tuple(region_masks.shape[-2:])}, pixel_values {tuple(pixel_values.shape[-2:])}. "
+                "Give both to the processor, which brings them to one size."
+            )
+        vision = self.vision_tower(pixel_values.to(self.dtype), region_masks, **kwargs)
+        image_tokens = self.perceiver(vision.grid_tokens)  # [N, Q, P]
+        return DeemImageOutput(
+            last_hidden_state=vision.last_hidden_state,
+            pooler_output=self.projector(image_tokens),  # [N, Q, D]
+            deepstack_features=vision.image_features,
+            image_tokens=image_tokens,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+        )
+
+    def find_token(
+        self, token_id: int | None, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """bool (B, T), where a special token stands; in embeddings it is recognised by its row of the table."""
+        if token_id is None:
+            return torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        if input_ids is not None:
+            return input_ids == token_id
+        row = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+        return (inputs_embeds == row).all(-1)
+
+    def get_placeholder_mask(self, is_image: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+        """bool (B, T, 1) over the image tokens, after checking that there are as many as features (N, Q, D)."""
+        tokens, features = int(is_image.sum()), image_features.shape[0] * image_features.shape[1]
+        if tokens != features:
+            per_image = self.config.num_image_tokens
+            raise ValueError(
+                f"Image features and image tokens do not match, tokens: {tokens}, features: {features} "
+                f"({image_features.shape[0]} images of {per_image} tokens). Write one image placeholder per image and "
+                "let the processor expand it; do not truncate through an image."
+            )
+        return is_image[..., None]
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, DeemImageOutput] | None = None,
+        image_states: DeemImageStates | None = None,
+        **kwargs,
+    ) -> DeemModelOutput:
+        r"""
+        Args:
+            pixel_values: (N, 3, h, w), in the order of their tokens in the batch.
+            region_masks: (N, 1, h, w) in {0, 1}; None for whole images.
+            mm_encoder_outputs: `{"image": get_image_features(...)}`, instead of pixel_values.
+            image_states: from an earlier forward of the same sequences, when only new tokens are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if pixel_values is not None and mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
+            raise ValueError("Give pixel_values or mm_encoder_outputs['image'], not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # [B, T, D]
+        is_image = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
+        is_start = self.find_token(self.config.start_of_image_token_id, input_ids, inputs_embeds)
+
+        # Pixels -> image tokens -> their places in the text.
+        images = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None:
+            images = self.get_image_features(pixel_values, region_masks)
+        if images is not None:
+            tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
+            inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
+        inputs_embeds = torch.where(is_start[..., None], inputs_embeds + self.start_of_image, inputs_embeds)
+
+        # Text: every k-th layer also looks into the pyramids of the images seen so far.
+        if image_states is None:
+            is_bos = self.find_token(self.config.bos_token_id, input_ids, inputs_embeds)
+            image_states = self.get_image_states(images, is_image, is_bos)
+        image_states.blocks = self.image_attention
+        image_states.keep_values = past_key_values is not None and not self.training
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            image_states=image_states,
+            **kwargs,
+        )
+        return DeemModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=images.pooler_output if images is not None else None,
+            image_output=images,
+            image_states=image_states,
+        )
+
+    def get_image_states(
+        self, images: DeemImageOutput | None, is_image: torch.Tensor, is_bos: torch.Tensor
+    ) -> DeemImageStates:
+        """The attended pyramid levels of all images, and which token sees which image."""
+        if images is None:
+            features = torch.zeros(0, 0, self.config.feature_size, dtype=self.dtype, device=is_image.device)
+            index = torch.zeros(len(is_image), 0, dtype=torch.long, device=is_image.device)
+            visible = torch.zeros(*is_image.shape, 0, dtype=torch.bool, device=is_image.device)
+            return DeemImageStates(features, [], index, visible)
+        levels = [images.deepstack_features[level] for level in self.config.image_attention_levels]
+        levels = [torch.stack(list(level)) if isinstance(level, list) else level for level in levels]
+        index, visible = locate_images(is_image, is_bos, self.config.num_image_tokens)
+        return DeemImageStates(flatten_features(levels), [tuple(level.shape[-2:]) for level in levels], index, visible)
+
+
+class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin):
+    """The whole model: hidden states -> text through `lm_head`, -> pictures through `image_decoder`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _keep_in_fp32_modules_strict = ["vae"]
+    output_modalities = ("text", "image")
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: DeemConfig):
+        super().__init__(config)
+        self.model = DeemModel(config)
+        text_config = config.text_config
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
+        self.image_decoder = None
+        if config.image_decoder_config is not None:
+            self.image_decoder = DeemImageDecoder._from_config(config.image_decoder_config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: torch.Tensor, region_masks: torch.Tensor | None = None, **kwargs):
+        return self.model.get_image_features(pixel_values, region_masks, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        target_pixel_values: torch.Tensor | None = None,
+        target_latents: torch.Tensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        document_starts: torch.LongTensor | None = None,
+        image_loss_mask: torch.Tensor | None = None,
+        text_loss_weight: float | None = None,
+        image_loss_weight: float | None = None,
+        consistency_loss_weight: float | None = None,
+        consistency_draws: dict[str, torch.Tensor] | None = None,
+        image_draws: dict[str, torch.Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        mm_encoder_outputs: dict[str, DeemImageOutput] | None = None,
+        image_states: DeemImageStates | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> DeemOutput:
+        r"""
+        Args:
+            labels: (B, T), unshifted, -100 where nothing is to be learned; without it no text loss.
+            target_pixel_values: (N, 3, H, H) in [-1, 1], the pictures to redraw and to draw; without it no diffusion
+                loss.
+            target_latents: (N, 4, s, s), the same pictures already encoded.
+            document_starts: int64 (N,), column where each image's document starts; found from bos tokens otherwise.
+            image_loss_mask: bool (N,), images whose drawing is supervised.
+            text_loss_weight, image_loss_weight, consistency_loss_weight: override the config's; a loss of weight 0 is
+                not computed.
+            consistency_draws, image_draws: random draws of the two diffusion losses (`latents`, `noise`, `timesteps`,
+                for the image loss also `drop_condition`), to repeat a computation.
+            num_items_in_batch: text targets of the whole optimiser step.
+        """
+        # 1. Pixels -> image tokens -> their places in the text -> hidden states.
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            region_masks=region_masks,
+            mm_encoder_outputs=mm_encoder_outputs,
+            image_states=image_states,
+            **kwargs,
+        )
+        hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
+        weights = self.loss_weights(text_loss_weight, image_loss_weight, consistency_loss_weight)
+        losses = dict.fromkeys(weights)
+
+        # 2. Hidden states -> text.
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, kept, :])  # [B, T, V]
+        if labels is not None and weights["text_loss"]:
+            losses["text_loss"] = text_loss(logits, labels, num_items_in_batch)
+
+        # 3. Target pictures -> latents, once for both diffusion losses.
+        latents = self.get_target_latents(target_pixel_values, target_latents, images, weights, generator)
+
+        # 4. Consistency: redraw each image from its own tokens; the gradient corrects the encoder.
+        if latents is not None and weights["consistency_loss"]:
+            given = {"latents": latents, "generator": generator, **(consistency_draws or {})}
+            features = images.deepstack_features
+            losses["consistency_loss"] = self.image_decoder.consistency_loss(
+                image_tokens=images.image_tokens, image_features=features, region_masks=region_masks, **given
+            )
+
+        # 5. Hidden states before each image -> that image.
+        if latents is not None and weights["image_loss"]:
+            given = {"latents": latents, "generator": generator, **(image_draws or {})}
+            context = self.get_image_context(hidden_states, input_ids, attention_mask, images, document_starts)
+            losses["image_loss"] = self.image_decoder.image_loss(*context, image_loss_mask=image_loss_mask, **given)
+
+        # 6. The weighted sum of what was computed.
+        total = [weights[name] * loss for name, loss in losses.items() if loss is not None]
+        return DeemOutput(
+            loss=sum(total) if total else None,
+            **losses,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            image_states=outputs.image_states if past_key_values is not None else None,
+        )
+
+    def loss_weights(
+        self, text: float | None = None, image: float | None = None, consistency: float | None = None
+    ) -> dict[str, float]:
+        """Weight of each loss by name: the config's unless overridden. A loss of weight 0 is not computed."""
+        given = {"text_loss": text, "image_loss": image, "consistency_loss": consistency}
+        return {
+            name: getattr(self.config, f"{name}_weight") if weight is None else float(weight)
+            for name, weight in given.items()
+        }
+
+    def get_target_latents(
+        self,
+        target_pixel_values: torch.Tensor | None,
+        target_latents: torch.Tensor | None,
+        images: DeemImageOutput | None,
+        weights: dict[str, float],
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor | None:
+        """Latents (N, 4, s, s) of the pictures to redraw; None where no diffusion loss is asked for."""
+        targets = target_latents if target_latents is not None else target_pixel_values
+        if targets is None or not (weights["consistency_loss"] or weights["image_loss"]):
+            return None
+        if self.image_decoder is None:
+            raise ValueError(
+                "Target pictures were given, but this model has no image decoder (image_decoder_config is None). "
+                "Leave out target_pixel_values, or use a model composed with a diffusion part."
+            )
+        count = 0 if images is None else len(images.image_tokens)
+        if len(targets) != count:
+            raise ValueError(
+                f"{len(targets)} target pictures for {count} images: there must be one target per image, in the "
+                "same order. Let the collator make both."
+            )
+        return target_latents if target_latents is not None else self.image_decoder.encode(targets, generator)
+
+
+__all__ = ["DeemForConditionalGeneration", "DeemImageOutput", "DeemModel", "DeemModelOutput", "DeemOutput"]

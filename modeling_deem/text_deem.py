@@ -1,0 +1,107 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Any decoder-only language model that AutoModel builds, with gated image attention in every k-th layer.
+
+The language model stays the library's own class. Two hooks per layer add the residual between self-attention and MLP:
+one takes the image states from the layer's arguments and keeps the layer's input, the other adds the residual to what
+self-attention contributes. Letters: B sequences, T tokens, n images per sequence at most, N images, Q image tokens.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from .attention_deem import DeemImageStates
+
+# Families whose layers are h += self_attn(norm(h)); h += mlp(norm(h)), and the child whose output is added first.
+ATTENTION_OUTPUT = {
+    "llama": "self_attn",
+    "mistral": "self_attn",
+    "qwen2": "self_attn",
+    "qwen3": "self_attn",
+    "smollm3": "self_attn",
+}
+
+
+class _ImageAttentionHooks:
+    """The way of the image states through one decoder layer, from its entry to the end of its self-attention."""
+
+    def __init__(self, layer_idx: int):
+        self.key = str(layer_idx)
+        self.pending: tuple[torch.Tensor, DeemImageStates] | None = None
+
+    def enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        states = kwargs.pop("image_states", None)
+        self.pending = None
+        if states is not None and self.key in states.blocks:
+            self.pending = (args[0] if args else kwargs["hidden_states"], states)
+        return args, kwargs
+
+    def add(self, module: nn.Module, args: tuple, output):
+        if self.pending is None:
+            return output
+        (hidden_states, states), self.pending = self.pending, None
+        attended = output[0] if isinstance(output, tuple) else output
+        attended = attended + states.blocks[self.key](hidden_states + attended, states)
+        return (attended, *output[1:]) if isinstance(output, tuple) else attended
+
+
+def build_language_model(text_config) -> nn.Module:
+    """The bare language model of `text_config`, ready to take `image_states` in its forward.
+
+    Raises:
+        ValueError: a family whose layers are not known to fit.
+    """
+    name = ATTENTION_OUTPUT.get(text_config.model_type)
+    if name is None:
+        raise ValueError(
+            f"Language models of type {text_config.model_type!r} are not supported. Supported: "
+            f"{', '.join(sorted(ATTENTION_OUTPUT))}. To add a family, name in ATTENTION_OUTPUT the child of its "
+            "decoder layer whose output is the self-attention's contribution."
+        )
+    language_model = AutoModel.from_config(text_config)
+    for idx, layer in enumerate(language_model.layers):
+        hooks = _ImageAttentionHooks(idx)
+        layer.register_forward_pre_hook(hooks.enter, with_kwargs=True)
+        getattr(layer, name).register_forward_hook(hooks.add)
+    return language_model
+
+
+def last_document_start(is_bos: torch.Tensor) -> torch.Tensor:
+    """bool (B, T) -> int64 (B, T), the column of the latest bos at or before each token, -1 before the first."""
+    columns = torch.arange(is_bos.shape[1], device=is_bos.device)
+    return torch.where(is_bos, columns, -1).cummax(dim=1).values
+
+
+def locate_images(
+    is_image: torch.Tensor, is_bos: torch.Tensor, num_image_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which images each row has, and which of them each token sees (spec section 3, cross-attention mask).
+
+    A token sees an image from the image's first token on, until the next document starts.
+
+    Args:
+        is_image: bool (B, T), image tokens; every Q of them in a row are one image.
+        is_bos: bool (B, T), document starts.
+
+    Returns:
+        index int64 (B, n): flat number of the k-th image of each row, 0 where a row has fewer;
+        visible bool (B, T, n).
+    """
+    batch, length = is_image.shape
+    order = is_image.cumsum(1)
+    rows, columns = (is_image & (order % num_image_tokens == (1 % num_image_tokens))).nonzero(as_tuple=True)
+    place = (order[rows, columns] - 1) // num_image_tokens
+    most = int(place.max()) + 1 if len(place) else 0
+
+    index = rows.new_zeros(batch, most)
+    first_column = rows.new_full((batch, most), length)  # an absent image never begins
+    index[rows, place] = torch.arange(len(rows), device=rows.device)
+    first_column[rows, place] = columns
+
+    token = torch.arange(length, device=is_image.device)[None, :, None]
+    first_column = first_column[:, None]
+    visible = (first_column <= token) & (first_column > last_document_start(is_bos)[..., None])
+    return index, visible
+
+
+__all__ = ["ATTENTION_OUTPUT", "build_language_model", "last_document_start", "locate_images"]
