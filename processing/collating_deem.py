@@ -1,0 +1,342 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Samples -> batch: which tokens are trained, where each picture's document starts, padding.
+
+Shape letters: B sequences, N images of the batch, T text length.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .processing_deem import DeemProcessor
+
+IGNORED = -100
+MODES = ("interleaved", "image_to_text", "text_to_image")
+
+
+def make_labels(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    bos_token_id: int,
+    image_token_id: int,
+    start_of_image_token_id: int,
+    pad_token_id: int | None = None,
+    prompt_lengths: torch.Tensor | int = 0,
+    ignore_text_without_image: bool = False,
+) -> torch.Tensor:
+    """
+    Labels of the text loss, in the transformers convention: unshifted, -100 where nothing is trained.
+
+    Ignored are padding (attention 0, or `pad_token_id`), the first `prompt_lengths` tokens of each sample, every image
+    slot, every bos, and a start-of-image token directly after bos. Trained are all others, so every eos and the
+    start-of-image tokens in running text: the model learns when to draw.
+
+    Args:
+        input_ids: (B, T) int64, padded on either side.
+        attention_mask: (B, T), 1 for tokens and 0 for padding.
+        pad_token_id: leave out where the padding token is also a real one (eos).
+        prompt_lengths: tokens of each sample, counted from its first, that are given rather than trained; int or (B,).
+        ignore_text_without_image: also ignore tokens with no start-of-image since the latest bos (their own included).
+
+    Returns: (B, T) int64.
+    """
+    is_bos = input_ids == bos_token_id
+    is_start = input_ids == start_of_image_token_id
+    prompt_lengths = torch.as_tensor(prompt_lengths, device=input_ids.device).reshape(-1, 1)
+    ignored = (attention_mask == 0) | (attention_mask.cumsum(dim=1) <= prompt_lengths)
+    ignored |= is_bos | (input_ids == image_token_id)
+    ignored[:, 1:] |= is_start[:, 1:] & is_bos[:, :-1]
+    if pad_token_id is not None:
+        ignored |= input_ids == pad_token_id
+    if ignore_text_without_image:
+        starts = is_start.cumsum(dim=1)
+        starts_before_document = torch.where(is_bos, starts, 0).cummax(dim=1).values
+        ignored |= starts == starts_before_document
+    return input_ids.masked_fill(ignored, IGNORED)
+
+
+def find_document_starts(input_ids: torch.Tensor, *, bos_token_id: int, start_of_image_token_id: int) -> torch.Tensor:
+    """
+    Column at which each image's document starts: the latest bos before its start-of-image token, 0 if there is none.
+
+    Args:
+        input_ids: (B, T) int64.
+
+    Returns: (N,) int64, in the order of the start-of-image tokens, row by row.
+    """
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    latest_bos = torch.where(input_ids == bos_token_id, columns, 0).cummax(dim=1).values
+    return latest_bos[input_ids == start_of_image_token_id]
+
+
+class DeemDataCollator:
+    r"""
+    Turns a list of samples into one batch, ready for the model. Samples are dicts of one of three forms and are not
+    changed:
+
+    - `{"text": str, "images": [PIL, ...]}` with `<image>` in the text for each image; optionally `"prompt"`, the
+      beginning of the text that is given rather than trained. bos is put in front and eos behind.
+    - `{"messages": [...]}`, a chat as transformers takes it; pictures stand in the image parts or, in order, in
+      `"images"`. Only what the assistant says is trained.
+    - `{"input_ids": [int, ...], "images": [PIL, ...]}`, tokenised and packed, image slots included; optionally
+      `"document_starts"`, one column per image.
+
+    Each may also have `"region_masks"` (one `(H, W)` mask or None per image), `"image_loss_mask"` (one bool per image:
+    is its drawing supervised?), `"mode"` (`"interleaved"`, the default, `"image_to_text"` or `"text_to_image"`; one
+    mode per batch) and `"id"` (for messages).
+
+    Args:
+        processor: a `DeemProcessor` with bos, eos and pad tokens.
+        return_targets (`bool`, defaults to `True`): whether to return the pictures to draw.
+        max_length (`int`, *optional*): most tokens a sample may have. Samples are never cut.
+        ignore_text_without_image (`bool`, defaults to `False`): see `make_labels`.
+
+    The batch, all tensors unless said otherwise. N counts the images of the whole batch in the order of their
+    start-of-image tokens, row by row; without any image its keys are absent.
+
+    | key | shape | |
+    |---|---|---|
+    | `input_ids` | (B, T) int64 | padded on the right |
+    | `attention_mask` | (B, T) int64 | 1 for tokens, 0 for padding |
+    | `labels` | (B, T) int64 | not shifted, -100 where nothing is trained |
+    | `pixel_values` | (N, 3, h, w) float32 | normalised with the encoder's mean and std |
+    | `target_pixel_values` | (N, 3, H, W) float32 | in [-1, 1]; with `return_targets` |
+    | `region_masks` | (N, 1, h, w) float32 | in {0, 1}; only if an image has a region, ones for whole images |
+    | `document_starts` | (N,) int64 | column of the last bos before the image's start-of-image token, else 0 |
+    | `image_loss_mask` | (N,) bool | only if a sample gives it, True for the others |
+    | `text_loss_weight` | float | 0.0 for `text_to_image`, else absent: the model's config decides |
+    | `image_loss_weight` | float | 0.0 for `image_to_text`, else absent |
+
+    Example, printed, with 4 image tokens (260) per picture behind its start-of-image token (259), pictures of 64
+    pixels, a tokenizer of one token per byte, bos 1, eos 2 and pad 0:
+
+    ```python
+    >>> collator = DeemDataCollator(processor)
+    >>> batch = collator([
+    ...     {"text": "A <image>red", "images": [red]},
+    ...     {"text": "<image>?no", "prompt": "<image>?", "images": [blue]},
+    ... ])
+    >>> print(batch["input_ids"])
+    tensor([[  1,  35, 223, 259, 260, 260, 260, 260,  84,  71,  70,   2],
+            [  1, 259, 260, 260, 260, 260,  33,  80,  81,   2,   0,   0]])
+    >>> print(batch["labels"])
+    tensor([[-100,   35,  223,  259, -100, -100, -100, -100,   84,   71,   70,    2],
+            [-100, -100, -100, -100, -100, -100, -100,   80,   81,    2, -100, -100]])
+    >>> for name, value in batch.items(): print(name, tuple(value.shape), value.dtype)
+    input_ids (2, 12) torch.int64
+    attention_mask (2, 12) torch.int64
+    labels (2, 12) torch.int64
+    pixel_values (2, 3, 64, 64) torch.float32
+    target_pixel_values (2, 3, 64, 64) torch.float32
+    document_starts (2,) torch.int64
+    ```
+
+    Raises `ValueError`, naming the sample: unknown form or mode, samples of several modes, a prompt that does not
+    begin the text, images and placeholders that differ in number, a chat without an answer, a sample longer than
+    `max_length`, and all that the processor refuses.
+    """
+
+    def __init__(
+        self,
+        processor: DeemProcessor,
+        return_targets: bool = True,
+        max_length: int | None = None,
+        ignore_text_without_image: bool = False,
+    ):
+        tokenizer = processor.tokenizer
+        ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        if None in ids.values() or ids["bos"] == ids["eos"]:
+            raise ValueError(
+                f"The tokenizer needs a bos, an eos and a pad token, bos and eos different; got the ids {ids}. "
+                "`DeemProcessor.from_parts` adds what is missing."
+            )
+        self.processor = processor
+        self.return_targets = return_targets
+        self.max_length = max_length
+        self.ignore_text_without_image = ignore_text_without_image
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = ids["bos"], ids["eos"], ids["pad"]
+
+    def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """Samples -> batch; see the class."""
+        samples = [{**sample, "id": sample.get("id", f"number {index}")} for index, sample in enumerate(samples)]
+        mode = self._common_mode(samples)
+        encoded = [self._encode(sample) for sample in samples]
+
+        def padded(name: str, value: int) -> torch.Tensor:
+            rows = [torch.tensor(row[name], dtype=torch.int64) for row in encoded]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)  # (B, T)
+
+        input_ids = padded("input_ids", self.pad_token_id)
+        attention_mask = padded("attention_mask", 0)
+        special = {
+            "bos_token_id": self.bos_token_id,
+            "start_of_image_token_id": self.processor.start_of_image_token_id,
+        }
+        labels = make_labels(
+            input_ids,
+            attention_mask,
+            image_token_id=self.processor.image_token_id,
+            pad_token_id=None if self.pad_token_id == self.eos_token_id else self.pad_token_id,
+            prompt_lengths=torch.tensor([row["prompt_length"] for row in encoded]),
+            ignore_text_without_image=self.ignore_text_without_image,
+            **special,
+        )
+        labels = labels.masked_fill(padded("said_by_assistant", 0) == 0, IGNORED)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+        images = [image for row in encoded for image in row["images"]]
+        if images:
+            batch |= self.processor.image_processor(
+                images,
+                region_masks=[mask for row in encoded for mask in row["region_masks"]],
+                return_targets=self.return_targets,
+                return_tensors="pt",
+            )
+            starts = find_document_starts(input_ids, **special)
+            given = [row["document_starts"] for row in encoded]
+            if any(one is not None for one in given):
+                found = starts.split([len(row["images"]) for row in encoded])
+                pairs = zip(given, found, strict=True)
+                starts = torch.cat([f if g is None else torch.tensor(g, dtype=torch.int64) for g, f in pairs])
+            batch["document_starts"] = starts
+            supervised = [row["image_loss_mask"] for row in encoded]
+            if any(one is not None for one in supervised):
+                filled = [
+                    [True] * len(row["images"]) if m is None else m for m, row in zip(supervised, encoded, strict=True)
+                ]
+                batch["image_loss_mask"] = torch.tensor([flag for row in filled for flag in row], dtype=torch.bool)
+        if mode == "image_to_text":
+            batch["image_loss_weight"] = 0.0
+        elif mode == "text_to_image":
+            batch["text_loss_weight"] = 0.0
+        return batch
+
+    def _common_mode(self, samples: list[dict[str, Any]]) -> str:
+        modes = {sample.get("mode") or "interleaved": sample["id"] for sample in samples}
+        for mode, name in modes.items():
+            if mode not in MODES:
+                raise ValueError(f"Sample {name} has mode {mode!r}; expected one of {', '.join(MODES)}.")
+        if len(modes) != 1:
+            counts = {mode: sum((s.get("mode") or "interleaved") == mode for s in samples) for mode in modes}
+            raise ValueError(
+                f"A batch has one mode, since the loss weights are the batch's; got {counts}. Group the samples by "
+                "mode before batching."
+            )
+        return next(iter(modes))
+
+    def _encode(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """One sample of any form -> its token row (T,) as lists, its images and what belongs to each image."""
+        forms = [form for form in ("text", "messages", "input_ids") if sample.get(form) is not None]
+        if len(forms) != 1:
+            raise ValueError(
+                f"Sample {sample['id']} has {forms or 'none'} of the keys text, messages and input_ids (its keys: "
+                f"{sorted(sample)}). Give exactly one."
+            )
+        if forms == ["text"]:
+            row = self._encode_text(sample)
+        elif forms == ["messages"]:
+            row = self._encode_messages(sample)
+        else:
+            row = {"input_ids": list(sample["input_ids"]), "images": list(sample.get("images") or [])}
+        images = row["images"]
+        row["attention_mask"] = [1] * len(row["input_ids"])
+        row.setdefault("prompt_length", 0)
+        row.setdefault("said_by_assistant", row["attention_mask"])
+        self._check_row(sample, row)
+        for name in ("region_masks", "image_loss_mask", "document_starts"):
+            row[name] = list(sample[name]) if sample.get(name) is not None else None
+            if row[name] is not None and len(row[name]) != len(images):
+                raise ValueError(
+                    f"Sample {sample['id']} has {len(row[name])} entries in {name} for {len(images)} images. Give one "
+                    "per image."
+                )
+        row["region_masks"] = row["region_masks"] or [None] * len(images)
+        return row
+
+    def _check_row(self, sample: dict[str, Any], row: dict[str, Any]) -> None:
+        ids, given = row["input_ids"], len(row["images"])
+        units = ids.count(self.processor.start_of_image_token_id)
+        slots, per_image = ids.count(self.processor.image_token_id), self.processor.num_image_tokens
+        if units != given or slots != given * per_image:
+            raise ValueError(
+                f"Image features and image tokens do not match: sample {sample['id']} has {given} images, but {units} "
+                f"start-of-image tokens and {slots} image tokens ({per_image} belong to an image). Write "
+                f"{self.processor.image_token} once for every image, at its place in the text."
+            )
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise ValueError(
+                f"Sample {sample['id']} has {len(ids)} tokens ({slots} of them image tokens), max_length is "
+                f"{self.max_length}. Shorten or split the sample, or raise max_length."
+            )
+
+    def _encode_text(self, sample: dict[str, Any]) -> dict[str, Any]:
+        text, prompt = sample["text"], sample.get("prompt") or ""
+        if not text.startswith(prompt):
+            raise ValueError(
+                f"Sample {sample['id']}: the prompt {prompt[:80]!r} does not begin the text {text[:80]!r}. The prompt is "
+                "the part of the text that is given; make the text prompt + answer."
+            )
+        input_ids = self._tokenised(text)
+        if input_ids[-1] != self.eos_token_id:
+            input_ids = [*input_ids, self.eos_token_id]
+        # Tokenised alone, as at inference, where there is nothing behind the prompt that its last token could merge with.
+        prompt_length = len(self._tokenised(prompt)) if prompt else 0
+        return {"input_ids": input_ids, "images": list(sample.get("images") or []), "prompt_length": prompt_length}
+
+    def _tokenised(self, text: str) -> list[int]:
+        """Token ids of text with its images expanded, bos in front."""
+        text = self.processor.expand_image_tokens(text)
+        ids = self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return ids if ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids]
+
+    def _encode_messages(self, sample: dict[str, Any]) -> dict[str, Any]:
+        messages, images, unplaced = [], [], iter(sample.get("images") or [])
+        for message in sample["messages"]:
+            content = message["content"]
+            if not isinstance(content, str):
+                parts = [{"type": "image"} if part["type"] == "image" else part for part in content]
+                for part in content:
+                    if part["type"] == "image":
+                        inside = [part[key] for key in ("image", "url", "path", "base64") if part.get(key) is not None]
+                        images.append(inside[0] if inside else next(unplaced, None))
+                content = parts
+            messages.append({"role": message["role"], "content": content})
+        leftover, missing = len(list(unplaced)), sum(image is None for image in images)
+        if leftover or missing:
+            raise ValueError(
+                f"Image features and image tokens do not match: sample {sample['id']} has {len(images)} image parts in "
+                f"its messages and {len(images) - missing + leftover} images. Give each image part its image, or list "
+                "in `images` one for each part that has none."
+            )
+        text, spans = self._rendered(messages)
+        encoding = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        said = [
+            int(any(start < span_end and end > span_start for span_start, span_end in spans))
+            for start, end in encoding.offset_mapping
+        ]
+        if not any(said):
+            raise ValueError(
+                f"Sample {sample['id']} has nothing to train: its roles are "
+                f"{[message['role'] for message in messages]} and the chat template marks {len(spans)} answers. End "
+                "the chat with an assistant message; a template of your own needs {% generation %} around answers."
+            )
+        input_ids = encoding.input_ids
+        if input_ids[0] != self.bos_token_id:  # a template of the user's own
+            input_ids, said = [self.bos_token_id, *input_ids], [0, *said]
+        return {"input_ids": input_ids, "images": images, "said_by_assistant": said}
+
+    def _rendered(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+        """Chat -> its text with images expanded, and the character spans of what the assistant says."""
+        # Not `apply_chat_template`: the pictures are prepared later, in one call for the whole batch.
+        template = self.processor.chat_template
+        (text,), (spans,) = render_jinja_template(
+            conversations=[messages],
+            chat_template=template["default"] if isinstance(template, dict) else template,
+            return_assistant_tokens_mask=True,
+            **self.processor.tokenizer.special_tokens_map,
+        )
+        spans = [tuple(len(self.processor.expand_image_tokens(text[:place])) for place in span) for span in spans]
+        return self.processor.expand_image_tokens(text), spans

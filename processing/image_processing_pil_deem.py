@@ -1,0 +1,305 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""From one picture to the two sizes DEEM works with (PIL backend, the reference), and the rules both backends share.
+
+Shape letters: N images, H and W the height and width of the picture as given, h and w the encoder's size.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature, get_size_dict
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+_EXIF_ORIENTATION = 0x0112
+_HALF = (0.5, 0.5, 0.5)  # mean and std that take [0, 1] to [-1, 1]
+
+
+class DeemImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    target_size (`dict[str, int]` or `int`, *optional*, defaults to `self.target_size`):
+        Size of the pictures the image decoder is trained to draw.
+    return_targets (`bool`, *optional*, defaults to `self.return_targets`):
+        Whether to return `target_pixel_values` as well. Needed in training only.
+    region_masks (*optional*):
+        One mask per image (`None` for a whole image), each `(H, W)` like its image; non-zero means inside the region.
+    """
+
+    target_size: int | list[int] | tuple[int, ...] | dict[str, int] | None
+    return_targets: bool | None
+    region_masks: Any
+
+
+def halving_sizes(height: int, width: int, side: int) -> list[tuple[int, int]]:
+    """Sizes a picture passes through while its short side is at least `2 * side`; empty if it never is."""
+    sizes = []
+    while min(height, width) >= 2 * side:
+        height, width = height // 2, width // 2
+        sizes.append((height, width))
+    return sizes
+
+
+def covering_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Size of the same aspect ratio whose short side is `side`."""
+    scale = side / min(height, width)
+    return round(height * scale), round(width * scale)
+
+
+class DeemImageProcessorMixin:
+    """
+    What the two backends share: defaults, the two sizes, region masks, reading of files.
+
+    Args:
+        size (`dict` or `int`, defaults to 256): height and width of `pixel_values`, the encoder's input.
+        target_size (`dict` or `int`, defaults to 512): height and width of `target_pixel_values`.
+        do_center_crop (`bool`, defaults to `False`):
+            `False` squashes the picture to the size with bicubic resampling. `True` keeps its proportions: it is
+            halved with BOX while its short side is at least twice the size, then resized (bicubic) so that the short
+            side fits, then cropped about the centre. Needs square sizes.
+        image_mean, image_std: the encoder's; applied to `pixel_values` and to nothing else.
+        return_targets (`bool`, defaults to `False`): whether to return `target_pixel_values`.
+
+    Calling it returns a `BatchFeature` with
+
+    - `pixel_values` (N, 3, h, w) float32, rescaled to [0, 1] and normalised with `image_mean` and `image_std`;
+    - `target_pixel_values` (N, 3, target height, target width) float32 in [-1, 1], with `return_targets=True`;
+    - `region_masks` (N, 1, h, w) float32 in {0, 1}, if at least one image has a region; ones for the others.
+
+    Pictures of any mode become RGB (transparency on white) and are turned upright by their EXIF orientation, so a
+    region mask is as large as the upright picture.
+
+    Raises `ValueError` for a file that cannot be read (named), a region mask whose size is not its image's, numbers
+    of masks and images that differ, and sizes without height and width.
+    """
+
+    valid_kwargs = DeemImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 256, "width": 256}
+    target_size = {"height": 512, "width": 512}
+    default_to_square = True
+    do_resize = True
+    do_center_crop = False
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    return_targets = False
+
+    def __init__(self, **kwargs: Unpack[DeemImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def fetch_images(self, image_url_or_urls: ImageInput) -> Any:
+        """Load paths, URLs and base64 strings, in lists nested as given; pictures pass, `(H, W)` arrays as `(1, H, W)`."""
+        images = image_url_or_urls
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, (str, os.PathLike)):
+            name = os.fspath(images)
+            try:
+                return super().fetch_images(name)
+            except (OSError, ValueError, SyntaxError, RuntimeError, PIL.Image.DecompressionBombError) as error:
+                raise ValueError(
+                    f"Could not read the image {name[:200]!r} ({type(error).__name__}: {str(error)[:200]}). Give the "
+                    "path or URL of a whole image file in a format that Pillow reads."
+                ) from error
+        if not isinstance(images, PIL.Image.Image) and getattr(images, "ndim", None) == 2:
+            return images[None]
+        return super().fetch_images(images)
+
+    def process_image(self, image: ImageInput, **kwargs: Unpack[DeemImageProcessorKwargs]) -> Any:
+        """One picture -> upright RGB, channels first, in the backend's array type: `(3, H, W)`."""
+        if isinstance(image, PIL.Image.Image):
+            image = self._upright(image)
+        return super().process_image(image, **kwargs)
+
+    @staticmethod
+    def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+        try:
+            image.load()  # PIL reads lazily: a broken file shows here at the latest
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+            return PIL.ImageOps.exif_transpose(image) if turned else image
+        except (OSError, SyntaxError) as error:
+            name = getattr(image, "filename", "") or f"{image.format or 'PIL'} image of {image.width}x{image.height}"
+            raise ValueError(
+                f"Could not read the image {str(name)!r} ({error}). Replace the file or drop it."
+            ) from error
+
+    def _standardize_kwargs(self, target_size: Any = None, **kwargs) -> dict:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        if target_size is not None and not isinstance(target_size, SizeDict):
+            target_size = SizeDict(**get_size_dict(target_size, param_name="target_size"))
+        kwargs["target_size"] = target_size
+        for name in ("size", "target_size"):
+            if kwargs[name] is not None and not (kwargs[name].height and kwargs[name].width):
+                raise ValueError(
+                    f"`{name}` needs a height and a width, got {dict(kwargs[name])}. Write for instance "
+                    f"`{name}={{'height': 256, 'width': 256}}`."
+                )
+        if kwargs["crop_size"] is not None and kwargs["crop_size"] != kwargs["size"]:
+            raise ValueError(
+                f"DEEM crops to `size` itself, got crop_size={dict(kwargs['crop_size'])} and "
+                f"size={dict(kwargs['size'])}. Leave `crop_size` out."
+            )
+        return kwargs
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        if kwargs["do_center_crop"]:
+            for name in ("size", "target_size"):
+                if kwargs[name].height != kwargs[name].width:
+                    raise ValueError(
+                        f"`do_center_crop=True` needs a square `{name}`, got {dict(kwargs[name])}. Make it square, or "
+                        "set `do_center_crop=False`."
+                    )
+        super()._validate_preprocess_kwargs(**{**kwargs, "crop_size": kwargs["size"]})
+
+    def _preprocess_image_like_inputs(
+        self, images: ImageInput, region_masks: Any = None, **kwargs: Unpack[DeemImageProcessorKwargs]
+    ) -> BatchFeature:
+        images = self._prepare_image_like_inputs(images, **kwargs)
+        masks = self._prepare_region_masks(region_masks, [tuple(image.shape[-2:]) for image in images])
+        return self._preprocess(images, region_masks=masks, **kwargs)
+
+    def _prepare_region_masks(
+        self, region_masks: Any, image_sizes: list[tuple[int, int]]
+    ) -> list[np.ndarray | None] | None:
+        """Any nesting of masks -> one `(H, W)` bool array or None per image; None if no image has a region."""
+        if region_masks is None:
+            return None
+        if isinstance(region_masks, PIL.Image.Image) or getattr(region_masks, "ndim", None) == 2:
+            region_masks = [region_masks]
+        flat = []
+        for entry in region_masks:
+            flat.extend(entry if isinstance(entry, (list, tuple)) else [entry])
+        if len(flat) != len(image_sizes):
+            raise ValueError(
+                f"Got {len(flat)} region masks for {len(image_sizes)} images. Give one per image, None for a whole image."
+            )
+        masks = []
+        for index, (mask, size) in enumerate(zip(flat, image_sizes, strict=True)):
+            if mask is not None:
+                mask = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
+                mask = mask.squeeze() if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[-1]) else mask
+                if mask.shape != size:
+                    raise ValueError(
+                        f"Region mask {index} is {' x '.join(map(str, mask.shape))} but its image is "
+                        f"{size[0]} x {size[1]} (height x width, upright). Draw the mask on the picture as given, "
+                        "before any resizing."
+                    )
+                mask = mask != 0
+            masks.append(mask)
+        return None if all(mask is None for mask in masks) else masks
+
+    def _resized_masks(
+        self,
+        masks: list[np.ndarray | None],
+        images: list[Any],
+        size: SizeDict,
+        do_resize: bool,
+        do_center_crop: bool,
+        **kwargs,
+    ) -> list[np.ndarray]:
+        """(H, W) bool each -> (1, h, w) float32 in {0, 1}: its image's resizing and crop, with nearest sampling."""
+        resized = []
+        for mask, image in zip(masks, images, strict=True):
+            height, width = image.shape[-2:]
+            new_height, new_width = (size.height, size.width) if do_resize else (height, width)
+            full_height, full_width = new_height, new_width
+            if do_resize and do_center_crop:
+                halved = [(height, width), *halving_sizes(height, width, size.height)][-1]
+                full_height, full_width = covering_size(*halved, size.height)
+            rows = (np.arange(new_height) + (full_height - new_height) // 2) * height // full_height
+            columns = (np.arange(new_width) + (full_width - new_width) // 2) * width // full_width
+            mask = np.ones((height, width), dtype=bool) if mask is None else mask
+            resized.append(mask[rows[:, None], columns][None].astype(np.float32))
+        return resized
+
+    def _both_sizes(
+        self,
+        image: Any,
+        size: SizeDict,
+        target_size: SizeDict,
+        return_targets: bool,
+        do_resize: bool,
+        do_center_crop: bool,
+        resample: Any,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        **kwargs,
+    ) -> tuple[Any, Any]:
+        """(..., 3, H, W) of one picture, or of several of one size -> encoder pixels, target pixels or None."""
+        wanted = {size, target_size} if return_targets else {size}
+        fitted = dict.fromkeys(wanted, image)
+        if do_resize and not do_center_crop:
+            fitted = {one: self.resize(image, one, resample=resample) for one in wanted}
+        elif do_resize:
+            # Largest first: the halvings for the larger size are the first halvings for the smaller one.
+            for one in sorted(wanted, key=lambda wanted_size: -wanted_size.height):
+                for halved in halving_sizes(*image.shape[-2:], one.height):
+                    image = self.halve(image, SizeDict(height=halved[0], width=halved[1]))
+                height, width = covering_size(*image.shape[-2:], one.height)
+                covering = self.resize(image, SizeDict(height=height, width=width), resample=resample)
+                fitted[one] = self.center_crop(covering, one)
+        pixel_values = self.rescale_and_normalize(
+            fitted[size], do_rescale, rescale_factor, do_normalize, image_mean, image_std
+        )
+        if not return_targets:
+            return pixel_values, None
+        return pixel_values, self.rescale_and_normalize(
+            fitted[target_size], do_rescale, rescale_factor, True, _HALF, _HALF
+        )
+
+
+class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
+    __doc__ = (DeemImageProcessorMixin.__doc__ or "").replace(
+        "What the two backends share: defaults, the two sizes, region masks, reading of files.",
+        "Both sizes of DEEM's pictures with PIL and NumPy: the reference, needs no torchvision.",
+    )
+
+    def halve(self, image: np.ndarray, size: SizeDict) -> np.ndarray:
+        """Shrink by two with a box filter. (3, H, W) -> (3, H // 2, W // 2)."""
+        return self.resize(image, size, resample=PILImageResampling.BOX)
+
+    def rescale_and_normalize(
+        self,
+        image: np.ndarray,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
+    ) -> np.ndarray:
+        """`(image * rescale_factor - mean) / std`, each step if asked for, in float32."""
+        if do_rescale:
+            image = self.rescale(image, rescale_factor)
+        if do_normalize:
+            image = self.normalize(image, image_mean, image_std)
+        return image
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        return_targets: bool,
+        region_masks: list[np.ndarray | None] | None,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        pairs = [self._both_sizes(image, return_targets=return_targets, **kwargs) for image in images]
+        data = {"pixel_values": [pixels for pixels, _ in pairs]}
+        if return_targets:
+            data["target_pixel_values"] = [target for _, target in pairs]
+        if region_masks is not None:
+            data["region_masks"] = self._resized_masks(region_masks, images, **kwargs)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+__all__ = ["DeemImageProcessorPil"]
