@@ -104,6 +104,11 @@ class DeemModel(DeemPreTrainedModel):
                 f"region_masks are {tuple(region_masks.shape[-2:])}, pixel_values {tuple(pixel_values.shape[-2:])}. "
                 "Give both to the processor, which brings them to one size."
             )
+        if region_masks is not None and len(region_masks) != len(pixel_values):
+            raise ValueError(
+                f"{len(region_masks)} region masks for {len(pixel_values)} images. Give one per image, ones for a whole "
+                "image."
+            )
         vision = self.vision_tower(pixel_values.to(self.dtype), region_masks, **kwargs)
         image_tokens = self.perceiver(vision.grid_tokens)  # [N, Q, P]
         return DeemImageOutput(
@@ -174,6 +179,8 @@ class DeemModel(DeemPreTrainedModel):
         if images is not None:
             tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
             inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
+        elif image_states is None and input_ids is not None and is_image.any():
+            self.get_placeholder_mask(is_image, inputs_embeds.new_zeros(0, self.config.num_image_tokens, 1))  # raises
         inputs_embeds = torch.where(is_start[..., None], inputs_embeds + self.start_of_image, inputs_embeds)
 
         # Text: every k-th layer also looks into the pyramids of the images seen so far.
