@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 # Newer than pyproject.toml and constraints.txt = the environment is up to date, and `install` has nothing to do.
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := modeling_deem processing recipes tests $(wildcard hub_upload.py)
 
 # After installation nothing reads from the network.
@@ -30,7 +29,6 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq "torch==$(TORCH)+cpu" 2>/dev/null \
-		|| $(BIN)/python -m pip install -qq --extra-index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)"
 	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
 	touch $@
 

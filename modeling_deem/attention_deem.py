@@ -57,7 +57,7 @@ class DeemFeatureSynchronizer(nn.Module):
             )
         self.level_sides, self.base_side = tuple(level_sides), base_side
         self.num_heads, self.num_points, self.max_images = num_heads, num_points, max_images
-        self.offset_range = offset_range
+        self.offset_range, self.train_null_value = offset_range, train_null_value
         num_levels = len(self.level_sides)
 
         self.query_projection = nn.Linear(query_size, query_size)
@@ -65,12 +65,14 @@ class DeemFeatureSynchronizer(nn.Module):
         self.sampling_offsets = nn.Linear(query_size, num_heads * num_points * 2)
         self.attention_weights = nn.Linear(query_size, num_heads * num_levels * num_points)
         self.value_projection = nn.Linear(feature_size, value_size)
-        self.null_value = nn.Parameter(torch.empty(value_size), requires_grad=train_null_value)
+        self.null_value = nn.Parameter(torch.empty(value_size))
         self.output_projection = nn.Linear(value_size, output_size)
 
     def project_values(self, features: torch.Tensor) -> torch.Tensor:
-        """Values of all images: features (N, S, E) -> (N, S, H, c). Independent of the queries, hence cacheable."""
-        return self.value_projection(features).unflatten(-1, (self.num_heads, -1))
+        """Values of all images: features (N, S, E) -> (N, H, c, S). Independent of the queries, hence cacheable."""
+        values = self.value_projection.weight @ features.transpose(-1, -2)  # [N, H*c, S], maps without a copy
+        values = values + self.value_projection.bias[:, None]
+        return values.unflatten(-2, (self.num_heads, -1))
 
     def forward(
         self,
@@ -83,7 +85,7 @@ class DeemFeatureSynchronizer(nn.Module):
         """
         Args:
             queries: (G, L, query_size).
-            values: (G, n, S, H, c), from `project_values`; S runs over the levels, each row by row.
+            values: (G, n, H, c, S), from `project_values`; S runs over the levels, each row by row.
             sides: (height, width) of each level in `values`.
             visible: bool (G, n), or (G, L, n) where it differs between queries; images in order of appearance.
             reference_points: (L, 2) or (G, L, 2), as (x, y) in [0, 1].
@@ -93,55 +95,56 @@ class DeemFeatureSynchronizer(nn.Module):
         """
         groups, num_images = values.shape[:2]
         length, heads, points, levels = queries.shape[1], self.num_heads, self.num_points, len(sides)
-        if visible.dim() == 2:
-            visible = visible[:, None].expand(-1, length, -1)  # [G, L, n]
         if num_images >= self.max_images:
             raise ValueError(
                 f"{num_images} images in one sequence, but the relative-position table holds {self.max_images - 1}. "
                 "Use fewer images per sequence, or a model with a larger table (image_attention_max_images, "
                 "fusion_max_images)."
             )
-
         if num_images == 0:  # nothing to look at: the null slot has all the weight
             return self.output_projection(self.null_value.expand(groups, length, -1))
 
         # How many visible images ago each image was seen: nearest 1, invisible 0.
+        visible = visible[:, None] if visible.dim() == 2 else visible  # [G, L or 1, n]
         seen = visible.long()
-        rank = seen * (seen.sum(-1, keepdim=True) + 1 - seen.cumsum(-1))  # [G, L, n]
+        rank = seen * (seen.sum(-1, keepdim=True) + 1 - seen.cumsum(-1))
 
         # Both predictions are linear in (projected query + position of the image), so each part is computed once.
         query = self.query_projection(queries)
-        table = self.image_positions
-        offsets = self.sampling_offsets(query)[:, :, None] + F.linear(table, self.sampling_offsets.weight)[rank]
-        logits = self.attention_weights(query)[:, :, None] + F.linear(table, self.attention_weights.weight)[rank]
-        offsets = offsets.view(groups, length, num_images, heads, points, 2).float()
-        logits = logits.view(groups, length, num_images, heads, levels * points)
+        offsets = self.sampling_offsets(query)[:, :, None] + self._of_position(self.sampling_offsets)[rank]
+        logits = self.attention_weights(query)[:, :, None] + self._of_position(self.attention_weights)[rank]
+        offsets = offsets.float().view(groups, length, num_images, heads, points, 2)
+        offsets = offsets.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # [G*n*H, L, K, 2]
+        logits = logits.float().view(groups, length, num_images, heads, levels * points)
 
         # One softmax over images x levels x points and the null slot, whose logit is 0.
-        logits = logits.float().masked_fill(~visible[..., None, None], float("-inf"))
+        logits = logits.masked_fill(~visible[..., None, None], float("-inf"))
         logits = logits.transpose(2, 3).flatten(3)  # [G, L, H, n*V*K]
         weights = F.pad(logits, (0, 1)).softmax(-1).to(values.dtype)
         null_weight = weights[..., -1:]  # [G, L, H, 1]
         weights = weights[..., :-1].view(groups, length, heads, num_images, levels, points)
         weights = weights.permute(4, 0, 3, 2, 1, 5).flatten(1, 3)  # [V, G*n*H, L, K]
 
-        reference = reference_points.view(-1, length, 1, 1, 1, 2)
+        # grid_sample spans the picture by [-1, 1].
+        reference = 2 * reference_points.view(-1, 1, 1, length, 1, 2) - 1
+        reference = reference.expand(groups, num_images, heads, -1, -1, -1).flatten(0, 2)  # [G*n*H, L, 1, 2]
         sampled = 0
-        for level, (values_of_level, (height, width)) in enumerate(
-            zip(values.split([h * w for h, w in sides], dim=2), sides, strict=True)
+        for level, (maps, (height, width)) in enumerate(
+            zip(values.flatten(0, 2).split([h * w for h, w in sides], dim=-1), sides, strict=True)
         ):
-            scale = self.level_sides[level] / self.base_side
-            step = offsets.new_tensor([scale / width, scale / height])
-            location = reference + offsets * step  # [G, L, n, H, K, 2], the picture spans [0, 1]
-            grid = location.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # [G*n*H, L, K, 2]
-            maps = values_of_level.permute(0, 1, 3, 4, 2).reshape(groups * num_images * heads, -1, height, width)
-            samples = F.grid_sample(maps, (2 * grid - 1).to(maps.dtype), align_corners=False)  # [G*n*H, c, L, K]
+            scale = 2 * self.level_sides[level] / self.base_side
+            grid = reference + offsets * offsets.new_tensor([scale / width, scale / height])  # [G*n*H, L, K, 2]
+            maps = maps.unflatten(-1, (height, width))  # [G*n*H, c, h, w]
+            samples = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # [G*n*H, c, L, K]
             sampled = sampled + (samples * weights[level, :, None]).sum(-1)  # [G*n*H, c, L]
 
         sampled = sampled.view(groups, num_images, heads, -1, length).sum(1)  # [G, H, c, L]
-        sampled = sampled.permute(0, 3, 1, 2)  # [G, L, H, c]
-        output = sampled + null_weight * self.null_value.view(heads, -1)
+        output = sampled.permute(0, 3, 1, 2) + null_weight * self.null_value.view(heads, -1)  # [G, L, H, c]
         return self.output_projection(output.flatten(2))
+
+    def _of_position(self, prediction: nn.Linear) -> torch.Tensor:
+        """What each relative position adds to a prediction, (max_images, outputs)."""
+        return F.linear(self.image_positions, prediction.weight)
 
 
 @dataclass
@@ -157,7 +160,7 @@ class DeemImageStates:
             holds for every new token.
         blocks: the image attention of each layer, by layer number; looked up at every forward so that wrapped
             modules (adapters) take part.
-        values: projected values (B, n, S, H, c) per layer, kept while generating so that images are projected once.
+        values: projected values (B, n, H, c, S) per layer, kept while generating so that images are projected once.
         keep_values: whether to fill `values`.
     """
 
@@ -170,7 +173,7 @@ class DeemImageStates:
     keep_values: bool = False
 
     def get_values(self, key: int, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Projected values (B, n, S, H, c) of block `key`; `project` maps features (N, S, E) to (N, S, H, c)."""
+        """Projected values (B, n, H, c, S) of block `key`; `project` maps features (N, S, E) to (N, H, c, S)."""
         if key in self.values:
             return self.values[key]
         values = project(self.features)

@@ -39,6 +39,21 @@ class DeemPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = ["DeemImageAttention", "DeemFusionBlock", "DeemPerceiverLayer"]
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, whose loader makes every tensor trainable; what DEEM never trains is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_fixed_parts()
+        return loaded
+
+    def freeze_fixed_parts(self) -> None:
+        """No gradients for the VAE and for the null values of the UNet side (spec section 9)."""
+        for module in self.modules():
+            if isinstance(module, DeemFeatureSynchronizer):
+                module.null_value.requires_grad_(module.train_null_value)
+            elif getattr(module, "_is_fixed", False):
+                module.requires_grad_(False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initial values (spec section 1, "Initialisation"):

@@ -198,7 +198,9 @@ class DeemConfig(PreTrainedConfig):
     model_type = "deem"
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "text_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="llama", init_kwargs={"vocab_size": 32006, "rms_norm_eps": 1e-5}
+        ),
         "perceiver_config": SubConfigSpec(config_class=DeemPerceiverConfig),
         "image_decoder_config": SubConfigSpec(config_class=DeemImageDecoderConfig, optional=True),
     }
@@ -243,6 +245,15 @@ class DeemConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_attention_sides {list(self.image_attention_sides)} and image_attention_levels "
                 f"{list(self.image_attention_levels)} must have one entry per level."
+            )
+        if any(level not in range(4) for level in self.image_attention_levels):
+            raise ValueError(
+                f"image_attention_levels are {list(self.image_attention_levels)}; the pyramid has the levels 0 (finest) "
+                "to 3 (coarsest)."
+            )
+        if self.feature_size % 4:
+            raise ValueError(
+                f"feature_size is {self.feature_size}; it must be a multiple of 4 (sine and cosine of two coordinates)."
             )
         if self.perceiver_config.encoder_hidden_size is None:
             self.perceiver_config.encoder_hidden_size = self.feature_size

@@ -5,6 +5,7 @@ Letters: B sequences, T tokens, N images given, D language width, H picture side
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import SchedulerMixin
@@ -14,8 +15,25 @@ from .image_decoder_deem import DeemImageDecoder, gather_contexts, no_features, 
 from .text_deem import last_document_start
 
 
+@dataclasses.dataclass
+class DeemInterleavedOutput:
+    """
+    Attributes:
+        pieces: what was generated, in order: token ids int64 (T,), a start-of-image token last where a picture
+            follows, or pictures (3, H, H) in [0, 1].
+        input_ids: (1, T), prompt and all pieces, pictures as image tokens.
+        pixel_values: (N, 3, h, w), the prompt's images and the drawn ones, as the model reads them.
+    """
+
+    pieces: list[torch.Tensor]
+    input_ids: torch.LongTensor
+    pixel_values: torch.Tensor | None
+
+
 class DeemGenerationMixin:
-    """`generate_images`, `reconstruct`, `consistency_loss`, and the image states on their way through `generate`."""
+    """`generate_images`, `generate_interleaved`, `reconstruct`, `consistency_loss`, and the image states on their way
+    through `generate`.
+    """
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, **kwargs) -> dict:
         # transformers drops images after the prompt; the image attention needs them at every step.
@@ -41,6 +59,7 @@ class DeemGenerationMixin:
         images,
         document_starts: torch.Tensor | None = None,
         last_only: bool = False,
+        target_images: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, DeemImageStates]:
         """What each image is drawn from: its context in the text, and the images before it.
 
@@ -49,6 +68,7 @@ class DeemGenerationMixin:
             images: output of `get_image_features`, or None.
             document_starts: int64, one column per drawn image; the latest bos before it otherwise.
             last_only: draw at the last start-of-image token of each row (generation) instead of at every image.
+            target_images: int64 (G,), draw these of the given images only, numbered in the order of the batch.
 
         Returns:
             contexts (G, L, D), their bool mask (G, L), and the previous images' features.
@@ -70,6 +90,8 @@ class DeemGenerationMixin:
         if last_only:
             columns = torch.arange(is_start.shape[1], device=is_start.device)
             drawn = (torch.arange(len(is_start), device=is_start.device), (is_start * columns).max(1).values)
+        elif target_images is not None:
+            drawn = (given[0][target_images], given[1][target_images])
         else:
             drawn = given
         rows, columns = drawn
@@ -95,26 +117,35 @@ class DeemGenerationMixin:
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         scheduler: SchedulerMixin | None = None,
+        step_noise: torch.Tensor | None = None,
+        target_images: torch.Tensor | None = None,
+        document_starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Draws one picture per row, from what the row has said and shown so far.
 
-        A start-of-image token is appended to rows that do not end in one; padding may be on either side.
+        A start-of-image token is appended to rows that do not end in one; padding may be on either side. With
+        `target_images` the pictures to draw stand in the text already (as any picture of that size) and are drawn anew
+        from what comes before each of them.
 
         Args:
             input_ids: (B, T), images as the processor writes them.
             pixel_values: (N, 3, h, w), images in the text.
             num_inference_steps, guidance_scale: the config's by default (250, 3.5).
             generator: one, or a list of one per row.
-            latents: initial noise (B, 4, s, s).
+            latents: initial noise (B, 4, s, s), or one per target image.
             scheduler: any diffusers scheduler built from the model's scheduler config.
+            step_noise: noise of every sampling step, (num_inference_steps, B, 4, s, s), to repeat a computation.
+            target_images: int64 (G,), numbers of the images in the text to draw instead, in the order of the batch.
+            document_starts: int64, the column from which each picture's context counts; the latest bos otherwise.
 
         Returns:
-            (B, 3, H, H) in [0, 1].
+            (B, 3, H, H) in [0, 1], or (G, 3, H, H).
         """
         decoder = self.require_image_decoder()
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        input_ids, attention_mask = self.append_start_of_image(input_ids, attention_mask)
+        if target_images is None:
+            input_ids, attention_mask = self.append_start_of_image(input_ids, attention_mask)
         images = None if pixel_values is None else self.get_image_features(pixel_values, region_masks)
         outputs = self.model(
             input_ids=input_ids,
@@ -124,10 +155,113 @@ class DeemGenerationMixin:
             use_cache=False,
         )
         contexts, mask, states = self.get_image_context(
-            outputs.last_hidden_state, input_ids, attention_mask, images, last_only=True
+            outputs.last_hidden_state,
+            input_ids,
+            attention_mask,
+            images,
+            document_starts,
+            last_only=target_images is None,
+            target_images=target_images,
         )
-        condition = decoder.condition_from_context(contexts, mask)
-        return decoder.sample(condition, states, num_inference_steps, guidance_scale, generator, latents, scheduler)
+        return decoder.sample(
+            decoder.condition_from_context(contexts, mask),
+            states,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            latents,
+            scheduler,
+            step_noise,
+        )
+
+    @torch.no_grad()
+    def generate_interleaved(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.Tensor | None = None,
+        *,
+        image_processor: Callable[..., dict[str, torch.Tensor]],
+        max_pieces: int = 8,
+        draw_every_turn: bool = False,
+        stop_at_eos: bool = True,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+        scheduler: SchedulerMixin | None = None,
+        latents: Sequence[torch.Tensor] | None = None,
+        step_noise: Sequence[torch.Tensor] | None = None,
+        **text_options,
+    ) -> DeemInterleavedOutput:
+        """Writes and draws in turns: text until a start-of-image token, the picture, text again, until eos.
+
+        A drawn picture goes back through the image processor and is an image of the text like any other. Everything
+        is one document: a bos that the model writes does not cut off what comes before it from the next picture.
+
+        Args:
+            input_ids: (1, T), images as the processor writes them, no padding. Ends it in a start-of-image token, the
+                first piece is a picture.
+            pixel_values: (N, 3, h, w), images in the text.
+            image_processor: the processor's; called with `images` (a list with one uint8 array (3, H, H)) and
+                `return_tensors="pt"`.
+            max_pieces: most pieces, texts and pictures, to generate.
+            draw_every_turn: draw a picture after every text, whether the model asks for it or not.
+            stop_at_eos: end when the model does; otherwise only after `max_pieces`.
+            num_inference_steps, guidance_scale, generator, scheduler: as in `generate_images`.
+            latents, step_noise: per picture, as in `generate_images`, to repeat a computation.
+            text_options: of `generate`, for each text.
+        """
+        config = self.config
+        if len(input_ids) != 1:
+            raise ValueError(f"generate_interleaved takes one row at a time, got {len(input_ids)}. Call it for each.")
+        eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
+        start, slot = config.start_of_image_token_id, config.image_token_id
+        # Image tokens written as text would have no image.
+        text_options = {"pad_token_id": config.pad_token_id, "suppress_tokens": [slot], **text_options}
+        document_start = last_document_start(input_ids == config.bos_token_id)[:, -1].clamp(min=0)
+        pieces: list[torch.Tensor] = []
+        drawing, pictures = bool(input_ids[0, -1] == start), 0
+        while len(pieces) < max_pieces:
+            mask = torch.ones_like(input_ids)
+            if drawing:
+                picture = self.generate_images(
+                    input_ids,
+                    mask,
+                    pixel_values,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    generator=generator,
+                    scheduler=scheduler,
+                    latents=None if latents is None else latents[pictures],
+                    step_noise=None if step_noise is None else step_noise[pictures],
+                    document_starts=document_start,
+                )[0]
+                pieces.append(picture)
+                pictures += 1
+                as_bytes = (picture * 255).round().to(torch.uint8).cpu().numpy()
+                processed = image_processor(images=[as_bytes], return_tensors="pt")["pixel_values"]
+                processed = processed.to(input_ids.device)
+                pixel_values = processed if pixel_values is None else torch.cat([pixel_values, processed])
+                input_ids = torch.nn.functional.pad(input_ids, (0, config.num_image_tokens), value=slot)
+                drawing = False
+                continue
+            written = self.generate(
+                input_ids=input_ids,
+                attention_mask=mask,
+                pixel_values=pixel_values,
+                eos_token_id=[*eos, start],
+                **text_options,
+            )[0, input_ids.shape[1] :]
+            ended = written[-1].item() in eos
+            if ended:
+                written = written[:-1]
+            drawing = draw_every_turn or bool((written[-1:] == start).any())
+            if drawing and not (written[-1:] == start).any():
+                written = torch.nn.functional.pad(written, (0, 1), value=start)
+            pieces.append(written)
+            input_ids = torch.cat([input_ids, written[None]], dim=1)
+            if ended and stop_at_eos:
+                break
+        return DeemInterleavedOutput(pieces=pieces, input_ids=input_ids, pixel_values=pixel_values)
 
     def append_start_of_image(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -187,4 +321,4 @@ class DeemGenerationMixin:
         )
 
 
-__all__ = ["DeemGenerationMixin"]
+__all__ = ["DeemGenerationMixin", "DeemInterleavedOutput"]

@@ -6,8 +6,11 @@ what the tokens have lost. Letters: N images, Q tokens per image, P token width,
 L context length, s latent side, H picture side.
 """
 
+import contextlib
 import copy
 import inspect
+import sys
+from collections.abc import Iterator
 
 import diffusers
 import torch
@@ -116,6 +119,25 @@ def gather_contexts(
     return contexts, mask
 
 
+@contextlib.contextmanager
+def given_step_noise(scheduler: diffusers.SchedulerMixin, noise: torch.Tensor) -> Iterator[None]:
+    """Within it, `scheduler.step` adds `noise` instead of drawing: its arguments take a generator, but no tensor.
+
+    Not for use from several threads at once.
+    """
+    modules = [sys.modules[parent.__module__] for parent in type(scheduler).__mro__]
+    drawing = {module: module.randn_tensor for module in modules if hasattr(module, "randn_tensor")}
+    if not drawing:
+        raise ValueError(f"{type(scheduler).__name__} adds no noise while sampling: leave out step_noise.")
+    for module in drawing:
+        module.randn_tensor = lambda *args, **kwargs: noise
+    try:
+        yield
+    finally:
+        for module, draw in drawing.items():
+            module.randn_tensor = draw
+
+
 class DeemImageDecoder(DeemPreTrainedModel):
     """Denoiser + VAE + scheduler with the two ways into them: image tokens, and language context.
 
@@ -136,7 +158,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         super().__init__(config)
         self.denoiser = build_denoiser(config.denoiser)
         self.vae = getattr(diffusers, config.vae["_class_name"]).from_config(config.vae)
-        self.vae.requires_grad_(False)
+        self.vae._is_fixed = True
         for part in (self.denoiser, self.vae):
             mark_upstream(part)
         self.feature_fusion = DeemFeatureFusion(config)
@@ -147,6 +169,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         self.null_condition = nn.Parameter(torch.empty(1, config.perceiver_config.num_queries, config.condition_size))
         self._scheduler = None
         self.post_init()
+        self.freeze_fixed_parts()
 
     @property
     def scheduler(self) -> diffusers.SchedulerMixin:
@@ -184,6 +207,11 @@ class DeemImageDecoder(DeemPreTrainedModel):
         positions = sincos_positions_1d(contexts.shape[1], contexts.shape[2], contexts.device).to(contexts.dtype)
         return self.perceiver(self.context_projector(contexts) + positions, mask)
 
+    @staticmethod
+    def has_context(context_mask: torch.Tensor) -> torch.Tensor:
+        """bool (N,): is there more to draw from than a bos and the start-of-image token? From the mask (N, L)."""
+        return context_mask.sum(1) > 2
+
     # ---- losses ------------------------------------------------------------------------------------------------
 
     def denoise(
@@ -220,7 +248,12 @@ class DeemImageDecoder(DeemPreTrainedModel):
         total = self.scheduler.config.num_train_timesteps
         where = generator.device if generator is not None else device
         draws = torch.randint(total, (count,), generator=generator, device=where).to(device)
-        return (first + draws.double() * ((last + 1 - first) / total)).round().long().clamp(max=last)
+        return self.squeeze_timesteps(draws, first, last)
+
+    def squeeze_timesteps(self, timesteps: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """Timesteps of the whole range, int64 (N,), moved linearly into [first, last]."""
+        total = self.scheduler.config.num_train_timesteps
+        return (first + timesteps.double() * ((last + 1 - first) / total)).round().long().clamp(max=last)
 
     def consistency_loss(
         self,
@@ -310,7 +343,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         condition = self.condition_from_context(contexts, context_mask)
         condition = torch.where(drop_condition[:, None, None], self.null_condition.to(condition.dtype), condition)
         errors = self.error_map(latents, condition, states, timesteps, noise)
-        supervised = context_mask.sum(1) > 2
+        supervised = self.has_context(context_mask)
         if image_loss_mask is not None:
             supervised = supervised & image_loss_mask.bool()
         return supervised_mean(errors, supervised, self.config.image_loss_reduction)
@@ -327,6 +360,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         scheduler: diffusers.SchedulerMixin | None = None,
+        step_noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Pictures (N, 3, H, H) in [0, 1], denoised from noise under `condition` (N, Q, C).
 
@@ -337,11 +371,18 @@ class DeemImageDecoder(DeemPreTrainedModel):
                 neighbours.
             latents: initial noise (N, 4, s, s) of variance 1.
             scheduler: any diffusers scheduler with the same noise; the model's own otherwise.
+            step_noise: what ancestral schedulers add at each step, (num_inference_steps, N, 4, s, s) of variance 1, to
+                repeat a computation; drawn from `generator` otherwise.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         scheduler = copy.deepcopy(scheduler or self.scheduler)
         scheduler.set_timesteps(steps, device=condition.device)
+        if step_noise is not None and len(step_noise) != len(scheduler.timesteps):
+            raise ValueError(
+                f"step_noise holds {len(step_noise)} steps, but {steps} inference steps make "
+                f"{len(scheduler.timesteps)} scheduler steps. Give one tensor per step."
+            )
         side, channels = self.config.latent_side, self.denoiser.config.in_channels
         if latents is None:
             shape = (condition.shape[0], channels, side, side)
@@ -361,13 +402,15 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
-        for timestep in scheduler.timesteps:
+        for step, timestep in enumerate(scheduler.timesteps):
             noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
             prediction = self.denoise(noisy, timestep.expand(len(noisy)), condition, states).float()
             if guided:
                 without, within = prediction.chunk(2)
                 prediction = without + scale * (within - without)
-            latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+            given = contextlib.nullcontext() if step_noise is None else given_step_noise(scheduler, step_noise[step])
+            with given:
+                latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
         return self.decode(latents)
 
 

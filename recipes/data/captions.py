@@ -1,0 +1,130 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""WebDataset tars of pictures and captions (LAION, BLIP, img2dataset) -> caption records.
+
+Layout and rules: data_and_evaluation.md section 2.2. Members are read one by one with `tarfile`: `datasets`' webdataset
+reader parses JSON members inside its generator, so that one broken member ends the whole stream instead of being skipped.
+"""
+
+import os
+import random
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recipes.data.reading import BadSample, Skip, open_image, parse_json, remove_reserved
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+FORMS = ("plain", "describe", "draw")
+# Ours; the original draws from 17 and 69 paraphrases (section 1.5).
+DESCRIBE_REQUESTS = (
+    "Could you provide a short description of the image?",
+    "Describe the image briefly.",
+    "What does this picture show?",
+    "Give a short caption for the picture.",
+    "Say in a few words what can be seen here.",
+)
+DRAW_REQUESTS = (
+    "Please draw the complete picture that this description belongs to: ",
+    "Reconstruct the full image from its description: ",
+    "Make a picture of the following: ",
+    "Show what these words describe: ",
+)
+
+
+class CaptionReader:
+    """Captioned pictures in WebDataset tars.
+
+    Args:
+        shards: tar files whose consecutive members `<key>.jpg` (jpeg, png, webp) and `<key>.json` with a `caption`, or
+            `<key>.txt`, form a sample.
+        image_token: what stands for the picture in the text.
+        reserved: special tokens that are taken out of the captions.
+        form: `"plain"` (pre-training: picture and caption in either order), `"describe"` (dialogue, the caption is the
+            answer) or `"draw"` (dialogue, the picture is the answer).
+
+    Raises:
+        ValueError: for an unknown form.
+    """
+
+    def __init__(
+        self, shards: list[Path], image_token: str = "<image>", reserved: tuple[str, ...] = (), form: str = "plain"
+    ) -> None:
+        if form not in FORMS:
+            raise ValueError(f"Unknown caption form {form!r}: choose one of {', '.join(FORMS)}.")
+        self.name = str(shards[0].parent) + ("" if form == "plain" else f" ({form})")
+        self.shards = shards
+        self.image_token = image_token
+        self.reserved = (image_token, *reserved)
+        self.form = form
+
+    def entries(self, shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Members by suffix, keyed `<tar>/<key>`."""
+        group, members = None, {}
+        try:
+            # ignore_zeros: behind a member with a broken header, go on at the next sound one. By default tarfile takes a
+            # broken header for the end of the archive, without a word.
+            with tarfile.open(shard, ignore_zeros=True) as tar:
+                for member in tar:
+                    tar.members.clear()  # or the list of all members stays in memory
+                    if not member.isfile():
+                        continue
+                    folder, _, file = member.name.rpartition("/")
+                    stem, _, suffix = file.partition(".")
+                    key = f"{shard.name}/{folder + '/' if folder else ''}{stem}"
+                    if key != group:
+                        if members:
+                            yield group, members
+                        group, members = key, {}
+                    members[suffix.lower()] = tar.extractfile(member).read()
+                if members:
+                    yield group, members
+                # An archive ends in two blocks of zeros; tarfile is also content if it ends between two members.
+                tar.fileobj.seek(-1024, os.SEEK_END)
+                if any(tar.fileobj.read()):
+                    raise BadSample("tar cut short", shard.name)
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise BadSample("unreadable tar", shard.name) from error
+
+    def record(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
+        """One caption record in the chosen form, in lower case."""
+        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in payload), None)
+        if suffix is None:
+            raise BadSample("caption without image", key)
+        caption = remove_reserved(read_caption(payload, key), self.reserved).lower()
+        image = open_image(payload[suffix], f"{key}.{suffix}")
+        if self.form == "plain":
+            text = caption_text(caption, rng.random() < 0.5, self.image_token)
+            return {"text": text, "images": [image], "id": key}
+        if self.form == "describe":
+            request = rng.choice(DESCRIBE_REQUESTS)
+            user = [{"type": "image"}, {"type": "text", "text": f" {request} "}]
+            answer, mode = [{"type": "text", "text": f"A photo of {caption}"}], "image_to_text"
+        else:
+            user = [{"type": "text", "text": f"{rng.choice(DRAW_REQUESTS)}{caption} "}]
+            answer, mode = [{"type": "image"}], "text_to_image"
+        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+        return {"messages": messages, "images": [image], "mode": mode, "id": key}
+
+
+def read_caption(members: dict[str, bytes], key: str) -> str:
+    """The caption of a sample: `caption` of its json (a list is joined by spaces), else its txt.
+
+    Raises:
+        BadSample: if there is none, or it is broken.
+    """
+    described = parse_json(members["json"], f"{key}.json") if "json" in members else None
+    if isinstance(described, dict) and described.get("caption"):
+        caption = described["caption"]
+        return " ".join(map(str, caption)) if isinstance(caption, list) else str(caption)
+    if "txt" not in members:
+        raise BadSample("image without caption", key)
+    try:
+        return members["txt"].decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample("caption is not utf-8", f"{key}.txt") from error
+
+
+def caption_text(caption: str, image_first: bool, image_token: str) -> str:
+    """Picture and caption in one of the two orders, without a space at the joint, in lower case."""
+    return image_token + caption.lower() if image_first else caption.lower() + image_token

@@ -1,0 +1,136 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Documents -> sequences of a fixed length that hold whole images only.
+
+A document is a dict with `input_ids` (bos ... eos, every image already expanded to its start-of-image token followed by
+`num_image_tokens` slots), `images` in the order of their start-of-image tokens, and `id`.
+Rules and edge cases: data_and_evaluation.md section 2.3 (packing of the released DEEM data pipeline).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+LEVELS = ("image", "sample")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents are cut.
+
+    Args:
+        length: tokens per sequence.
+        num_image_tokens: slots behind each start-of-image token.
+        bos_token_id, start_of_image_token_id, image_token_id: ids of the three tokens a cut depends on.
+        max_images: most images per sequence, -1 = no cap.
+        level: what a cut must keep whole: `"image"` (interleaved documents: a document may go on in the next sequence)
+            or `"sample"` (captions: a picture and its caption stay together).
+
+    Raises:
+        ValueError: for an unknown level, a cap of 0, or a length that cannot hold bos and one image.
+    """
+
+    length: int
+    num_image_tokens: int
+    bos_token_id: int
+    start_of_image_token_id: int
+    image_token_id: int
+    max_images: int = -1
+    level: str = "image"
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"Unknown packing level {self.level!r}: choose one of {', '.join(LEVELS)}.")
+        if self.max_images == 0 or self.max_images < -1:
+            raise ValueError(f"max_images is {self.max_images}: give a number >= 1, or -1 for no cap.")
+        if self.length < self.num_image_tokens + 2:
+            raise ValueError(
+                f"A packed sequence of {self.length} tokens cannot hold bos and one image of 1 + {self.num_image_tokens} "
+                f"tokens: give a length of at least {self.num_image_tokens + 2}."
+            )
+
+    def cut(self, input_ids: list[int]) -> tuple[int, bool]:
+        """Where the first sequence of `input_ids` (at least `length` tokens) ends.
+
+        Returns:
+            The number of tokens of the sequence, always >= 1, and whether an image that did not fit was cut off.
+        """
+        end = self.length
+        starts = [i for i in range(end) if input_ids[i] == self.start_of_image_token_id]
+        complete = input_ids[:end].count(self.image_token_id) // self.num_image_tokens
+        if 0 < self.max_images < complete:
+            end = starts[self.max_images - 1] + self.num_image_tokens + 1
+            if self.level == "sample":
+                next_start = starts[self.max_images]
+                # the last bos between the last image that fits and the first that does not
+                end = max((i for i in range(end, next_start) if input_ids[i] == self.bos_token_id), default=next_start)
+            starts = starts[: self.max_images]
+        if not starts or end - starts[-1] > self.num_image_tokens:
+            return end, False
+        if self.level == "sample":
+            last_bos = max((i for i in range(starts[-1]) if input_ids[i] == self.bos_token_id), default=0)
+            # A document longer than a sequence has its bos at 0, or lies behind: cutting there would never get on.
+            if last_bos > 0:
+                return last_bos, True
+        return starts[-1], True
+
+    def document_starts(self, input_ids: list[int]) -> list[int]:
+        """For each image of `input_ids` the position of the latest bos strictly before it, 0 if there is none."""
+        starts, last_bos = [], 0
+        for i, token in enumerate(input_ids):
+            if token == self.bos_token_id:
+                last_bos = i
+            elif token == self.start_of_image_token_id:
+                starts.append(last_bos)
+        return starts
+
+
+def pack(documents: Iterable[dict[str, Any]], packing: Packing) -> Iterator[dict[str, Any]]:
+    """Concatenate documents and cut them into sequences.
+
+    Sequences without an image are dropped, and so is the tail of the stream that fills no sequence.
+
+    Yields:
+        dicts with `input_ids` (at most `packing.length`), `images`, `document_starts` (one per image), `id` (the
+        documents the images come from, joined by "+") and `is_truncated` (an image that did not fit was cut off and
+        opens the next sequence).
+
+    Raises:
+        ValueError: if the number of images of a document differs from its start-of-image tokens.
+    """
+    tokens: list[int] = []
+    images: list[tuple[Any, str]] = []  # (image, id of its document)
+    for document in documents:
+        num_units = document["input_ids"].count(packing.start_of_image_token_id)
+        if num_units != len(document["images"]):
+            raise ValueError(
+                f"Document {document['id']!r} has {len(document['images'])} images but {num_units} start-of-image "
+                "tokens: every image needs one placeholder in the text."
+            )
+        tokens += document["input_ids"]
+        images += [(image, document["id"]) for image in document["images"]]
+        while len(tokens) >= packing.length:
+            end, is_truncated = packing.cut(tokens)
+            sequence, tokens = tokens[:end], tokens[end:]
+            document_starts = packing.document_starts(sequence)
+            taken, images = images[: len(document_starts)], images[len(document_starts) :]
+            if taken:
+                yield {
+                    "input_ids": sequence,
+                    "images": [image for image, _ in taken],
+                    "document_starts": document_starts,
+                    "id": "+".join(dict.fromkeys(name for _, name in taken)),
+                    "is_truncated": is_truncated,
+                }
+
+
+def limit_caption(input_ids: list[int], packing: Packing) -> list[int]:
+    """Shorten one caption document to `packing.length` tokens, keeping its image whole.
+
+    Picture first: the head stays. Text first: the head stays together with the image and eos at the end.
+    """
+    if len(input_ids) <= packing.length:
+        return input_ids
+    tail = packing.num_image_tokens + 2
+    if packing.start_of_image_token_id in input_ids[-tail:]:
+        return input_ids[: packing.length - tail] + input_ids[-tail:]
+    return input_ids[: packing.length]

@@ -1,0 +1,119 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Stage 1: a DEEM composed of three pretrained parts learns to read and draw from documents and captions.
+
+    python recipes/pretrain.py                                               # the built-in default, on a CPU
+    python recipes/pretrain.py --data 'photos/*.tar' --max_steps 20          # the same on your own captioned pictures
+    python recipes/pretrain.py --config recipes/configs/pretrain.yaml \\
+        --vision V --text T --diffusion D --data mmc4/mmc4_annts 'laion/*.tar'   # the paper's settings
+
+Without `--config`, recipes/configs/pretrain_cpu.yaml holds; flags override it. The same command started again goes on
+from the last complete checkpoint. Writes into `--output_dir`: `initial/` (the composed model before training),
+`checkpoint-<step>/`, the trained model and processor, `parts.json`, `data_report.json`, `trainer_state.json`.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, set_seed
+
+from modeling_deem import DeemForConditionalGeneration
+from processing import DeemDataCollator, DeemProcessor
+from recipes.data.sources import DataArguments, build_dataset, find_files
+from recipes.defaults import default_data, default_parts, parse_recipe
+from recipes.trainer import DeemTrainer, DeemTrainingArguments
+
+CONFIG = Path(__file__).parent / "configs" / "pretrain_cpu.yaml"
+
+
+@dataclass
+class ModelArguments:
+    """What to start from: a DEEM checkpoint, or three parts. Without either, small parts are trained on the world."""
+
+    model: str | None = field(default=None, metadata={"help": "DEEM checkpoint to go on with."})
+    vision: str | None = field(default=None, metadata={"help": "Vision encoder with image processor."})
+    text: str | None = field(default=None, metadata={"help": "Causal language model with tokenizer."})
+    diffusion: str | None = field(default=None, metadata={"help": "Folder laid out as a diffusers pipeline."})
+    num_image_tokens: int = field(default=77, metadata={"help": "Image tokens per picture, when composing."})
+    model_config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of DeemConfig, when composing (a mapping; JSON as a flag)."}
+    )
+    do_center_crop: bool = field(default=False, metadata={"help": "Crop pictures to a square; else squash them."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model_config, str):
+            self.model_config = json.loads(self.model_config)
+        parts = {"vision": self.vision, "text": self.text, "diffusion": self.diffusion}
+        missing = [name for name, part in parts.items() if part is None]
+        if self.model and len(missing) < 3:
+            raise ValueError(f"--model {self.model} and parts were given: give a DEEM checkpoint or its three parts.")
+        if 0 < len(missing) < 3:
+            raise ValueError(f"--{' and --'.join(missing)} missing: a DEEM is composed of all three of {list(parts)}.")
+
+
+def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
+    """Model and processor to start from."""
+    if arguments.model:
+        return AutoModel.from_pretrained(arguments.model), AutoProcessor.from_pretrained(arguments.model)
+    if not arguments.vision:
+        arguments.vision, arguments.text, arguments.diffusion = default_parts()
+    model = DeemForConditionalGeneration.from_vision_text_diffusion_pretrained(
+        arguments.vision,
+        arguments.text,
+        arguments.diffusion,
+        num_image_tokens=arguments.num_image_tokens,
+        **(arguments.model_config or {}),
+    )
+    processor = DeemProcessor.from_parts(
+        AutoImageProcessor.from_pretrained(arguments.vision),
+        AutoTokenizer.from_pretrained(arguments.text),
+        num_image_tokens=arguments.num_image_tokens,
+        target_size=model.config.image_decoder_config.target_size,
+        do_center_crop=arguments.do_center_crop,
+        grounding_tokens=True,
+    )
+    return model, processor
+
+
+def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, folder: Path) -> None:
+    """Keep the model as it was before training, for comparison; written whole or not at all."""
+    if folder.exists():
+        return
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    os.replace(unfinished, folder)
+
+
+def main() -> None:
+    model_args, data_args, training_args = parse_recipe((ModelArguments, DataArguments, DeemTrainingArguments), CONFIG)
+    data_args.data = data_args.data or default_data("mmc4", "captions")
+    for data in data_args.data:
+        find_files(data)  # a wrong path shows now, not after minutes of making parts
+    set_seed(training_args.seed)
+    model, processor = load_or_compose(model_args)
+    dataset, report = build_dataset(
+        data_args, processor, training_args.per_device_train_batch_size, training_args.seed
+    )
+    save_initial(model, processor, Path(training_args.output_dir, "initial"))
+    trainer = DeemTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset,
+        data_collator=DeemDataCollator(processor),
+        processing_class=processor,
+        data_report=report,
+    )
+    trainer.train(training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    main()
