@@ -10,6 +10,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .composing_deem import drawn_size
 from .configuration_deem import DeemConfig, DeemImageDecoderConfig, DeemPerceiverConfig
 from .image_decoder_deem import DeemImageDecoder
 from .modeling_deem import DeemForConditionalGeneration, DeemModel, DeemOutput
@@ -42,4 +43,5 @@ __all__ = [
     "DeemOutput",
     "DeemPerceiverConfig",
     "DeemProcessor",
+    "drawn_size",
 ]

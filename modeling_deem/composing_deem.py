@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPTex
 from transformers import logging as transformers_logging
 
 from .configuration_deem import DeemConfig
+from .text_deem import attention_output_name
 
 # In the order in which they enter the vocabulary (spec section 1, "Special tokens").
 NEW_TOKENS = ("<|startofimage|>", "<image>", "<ref>", "</ref>", "<box>", "</box>")
@@ -38,6 +39,12 @@ def null_condition(diffusion: str, num_tokens: int) -> torch.Tensor:
     inputs = tokenizer("", padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt")
     with torch.no_grad():
         return text_encoder(input_ids=inputs["input_ids"]).last_hidden_state
+
+
+def drawn_size(diffusion: str) -> int:
+    """Side of the pictures, in pixels, that a diffusers pipeline folder draws."""
+    latent_side = UNet2DConditionModel.load_config(diffusion, subfolder="unet")["sample_size"]
+    return latent_side * 2 ** (len(AutoencoderKL.load_config(diffusion, subfolder="vae")["block_out_channels"]) - 1)
 
 
 class ComposeMixin:
@@ -72,6 +79,7 @@ class ComposeMixin:
         """
         encoder = AutoModel.from_pretrained(vision)
         language_model = AutoModelForCausalLM.from_pretrained(text)
+        attention_output_name(language_model.config)  # raises for families that do not fit
         unet = UNet2DConditionModel.from_pretrained(diffusion, subfolder="unet")
         vae = AutoencoderKL.from_pretrained(diffusion, subfolder="vae")
         scheduler = DDPMScheduler.from_pretrained(diffusion, subfolder="scheduler")
@@ -107,6 +115,11 @@ class ComposeMixin:
             "qk_norm": False,
             **decoder_config.get("perceiver_config", {}),
         }
+        if missing := [token for token in NEW_TOKENS[:2] if token not in tokenizer.get_vocab()]:
+            raise ValueError(
+                f"The tokenizer lacks {' and '.join(missing)}. Give the tokenizer of a DeemProcessor, or none to have "
+                "them added."
+            )
         ids = dict(
             zip(
                 ("start_of_image_token_id", "image_token_id"),
@@ -171,4 +184,4 @@ class ComposeMixin:
         return model
 
 
-__all__ = ["NEW_TOKENS", "ComposeMixin", "null_condition"]
+__all__ = ["NEW_TOKENS", "ComposeMixin", "drawn_size", "null_condition"]

@@ -280,9 +280,20 @@ class DeemConfig(PreTrainedConfig):
         """Image tokens Q per image."""
         return self.perceiver_config.num_queries
 
+    @num_image_tokens.setter
+    def num_image_tokens(self, value: int) -> None:
+        self.perceiver_config.num_queries = value
 
-# Keys that from_pretrained and save_pretrained themselves put into a config.
-_LIBRARY_KEYS = {"auto_map", "attn_implementation", "name_or_path", "quantization_config", "transformers_weights"}
+
+# Keys that the library itself puts into a config: from_pretrained, save_pretrained and (use_cache) Trainer.
+_LIBRARY_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "name_or_path",
+    "quantization_config",
+    "transformers_weights",
+    "use_cache",
+}
 
 
 def _no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ class _ImageAttentionHooks:
         return (attended, *output[1:]) if isinstance(output, tuple) else attended
 
 
-def build_language_model(text_config) -> nn.Module:
-    """The bare language model of `text_config`, ready to take `image_states` in its forward.
+def attention_output_name(text_config) -> str:
+    """The child of this family's decoder layers whose output is the self-attention's contribution.
 
     Raises:
         ValueError: a family whose layers are not known to fit.
@@ -58,6 +58,12 @@ def build_language_model(text_config) -> nn.Module:
             f"{', '.join(sorted(ATTENTION_OUTPUT))}. To add a family, name in ATTENTION_OUTPUT the child of its "
             "decoder layer whose output is the self-attention's contribution."
         )
+    return name
+
+
+def build_language_model(text_config) -> nn.Module:
+    """The bare language model of `text_config`, ready to take `image_states` in its forward."""
+    name = attention_output_name(text_config)
     language_model = AutoModel.from_config(text_config)
     for idx, layer in enumerate(language_model.layers):
         hooks = _ImageAttentionHooks(idx)
@@ -104,4 +110,4 @@ def locate_images(
     return index, visible
 
 
-__all__ = ["ATTENTION_OUTPUT", "build_language_model", "last_document_start", "locate_images"]
+__all__ = ["ATTENTION_OUTPUT", "attention_output_name", "build_language_model", "last_document_start", "locate_images"]

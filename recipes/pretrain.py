@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, set_seed
 
-from modeling_deem import DeemForConditionalGeneration
+from modeling_deem import DeemForConditionalGeneration, drawn_size
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.sources import DataArguments, build_dataset, find_files
 from recipes.defaults import default_data, default_parts, parse_recipe
@@ -62,20 +62,21 @@ def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGenera
         return AutoModel.from_pretrained(arguments.model), AutoProcessor.from_pretrained(arguments.model)
     if not arguments.vision:
         arguments.vision, arguments.text, arguments.diffusion = default_parts()
+    processor = DeemProcessor.from_parts(
+        AutoImageProcessor.from_pretrained(arguments.vision),
+        AutoTokenizer.from_pretrained(arguments.text),
+        num_image_tokens=arguments.num_image_tokens,
+        target_size=drawn_size(arguments.diffusion),
+        do_center_crop=arguments.do_center_crop,
+        grounding_tokens=True,
+    )
     model = DeemForConditionalGeneration.from_vision_text_diffusion_pretrained(
         arguments.vision,
         arguments.text,
         arguments.diffusion,
         num_image_tokens=arguments.num_image_tokens,
+        tokenizer=processor.tokenizer,
         **(arguments.model_config or {}),
-    )
-    processor = DeemProcessor.from_parts(
-        AutoImageProcessor.from_pretrained(arguments.vision),
-        AutoTokenizer.from_pretrained(arguments.text),
-        num_image_tokens=arguments.num_image_tokens,
-        target_size=model.config.image_decoder_config.target_size,
-        do_center_crop=arguments.do_center_crop,
-        grounding_tokens=True,
     )
     return model, processor
 
