@@ -60,7 +60,7 @@ class DeemPreTrainedModel(PreTrainedModel):
 
         | tensor | start |
         |---|---|
-        | linear and conv weights, queries, start_of_image's row | N(0, initializer_range), bias 0 |
+        | linear and conv weights, queries | N(0, initializer_range of the config, in perceivers of theirs), bias 0 |
         | projections of image tokens to language and condition width | N(0, 1e-3), bias 0 |
         | gates, fusion convolutions, start_of_image, null values, offset weights | 0 |
         | offset biases | U(-offset_range, offset_range) |
@@ -92,7 +92,10 @@ class DeemPreTrainedModel(PreTrainedModel):
         elif isinstance(module, DeemImageAttention):
             init.zeros_(module.gate)
         elif isinstance(module, DeemPerceiver):
-            init.normal_(module.queries, std=std)
+            init.normal_(module.queries, std=module.initializer_range)
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init.normal_(linear.weight, std=module.initializer_range)
         elif isinstance(module, DeemVisionTower | DeemFusionBlock):
             init.copy_(module.positions, module.compute_positions())
         if hasattr(module, "start_of_image"):

@@ -244,12 +244,9 @@ class DeemGenerationMixin:
                 input_ids = torch.nn.functional.pad(input_ids, (0, config.num_image_tokens), value=slot)
                 drawing = False
                 continue
+            images = {} if pixel_values is None else {"pixel_values": pixel_values}
             written = self.generate(
-                input_ids=input_ids,
-                attention_mask=mask,
-                pixel_values=pixel_values,
-                eos_token_id=[*eos, start],
-                **text_options,
+                input_ids=input_ids, attention_mask=mask, eos_token_id=[*eos, start], **images, **text_options
             )[0, input_ids.shape[1] :]
             ended = written[-1].item() in eos
             if ended:

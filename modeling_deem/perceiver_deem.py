@@ -67,6 +67,7 @@ class DeemPerceiver(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        self.initializer_range = config.initializer_range
         self.queries = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

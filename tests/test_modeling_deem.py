@@ -675,11 +675,15 @@ def seen_images(states) -> list[list[int]]:
 @pytest.mark.parametrize("padding_side", SIDES)
 @pytest.mark.parametrize(
     ("previous", "expected"),
-    [(1, [[], [0], [1], [], [], [4]]), (2, [[], [0], [0, 1], [], [], [4]]), (3, [[], [0], [0, 1], [], [], [4]])],
+    [
+        (1, [[], [0], [1], [], [3], [], [], [6]]),
+        (2, [[], [0], [0, 1], [], [3], [], [], [6]]),
+        (3, [[], [0], [0, 1], [], [3], [], [], [6]]),
+    ],
 )
 def test_previous_images_end_at_row_and_document(padding_side: str, previous: int, expected: list) -> None:
     model = tiny_model(image_decoder_config={"num_previous_images": previous})
-    batch = tiny_batch("btitititbt", "bi", "btbitit", padding_side=padding_side, targets=False)
+    batch = tiny_batch("btititibtiti", "bi", "btbitit", padding_side=padding_side, targets=False)
     _, _, states = image_context(model, batch)
     assert seen_images(states) == expected
 
@@ -789,6 +793,16 @@ def test_generated_pictures_depend_on_text_images_and_guidance(model) -> None:
     ):
         assert not torch.allclose(first, draw(**changes), atol=1e-5), changes.keys()
     assert torch.equal(first, draw())  # nothing of that stayed behind
+
+
+def test_schedulers_are_left_as_they_were(model) -> None:
+    own = model.image_decoder.scheduler
+    given = DDIMScheduler.from_config(model.config.image_decoder_config.scheduler)
+    for scheduler in (None, given):
+        model.generate_images(**tiny_batch("btt", targets=False), scheduler=scheduler)
+    for scheduler in (own, given):
+        assert scheduler.num_inference_steps is None and len(scheduler.timesteps) == 1000
+    assert model.image_decoder.scheduler is own
 
 
 def test_guidance_is_the_published_mixture(model) -> None:

@@ -1,0 +1,548 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Trains the small pretrained parts that a DEEM of the synthetic world starts from: minutes on two CPU cores.
+
+    python recipes/parts.py --out runs/parts
+
+    runs/parts/text/        LlamaForCausalLM with its tokenizer, trained on the world's texts (no pictures)
+    runs/parts/vision/      ConvNextModel with its image processor, trained contrastively against *coarse* captions:
+                            like real encoders it learns kinds and counts, and has no reason to keep colour
+    runs/parts/diffusion/   a StableDiffusionPipeline: VAE, UNet, and a text encoder trained jointly with the UNet
+
+Each is an ordinary `save_pretrained` folder, and stands for the large checkpoint one would take instead. A part that is
+there is not trained again; `--overwrite` trains all anew. Every part prints one line: its loss, its time, and a figure
+on pictures or texts that it was not trained on.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    ConvNextConfig,
+    ConvNextModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
+from trl import TrlParser
+
+from recipes.world import COLOURS, DETAILS, HELD_OUT, KINDS, UNSEEN, Scene, World, dominant_colour, first_kind
+
+PARTS = ("text", "vision", "diffusion")
+SIZE = 64  # side of the pictures in pixels
+CAPTION_LENGTH = 32  # tokens the text encoders read
+DIALOGUE = "You are a helpful assistant.\n\n ## USER: {user}\n ## ASSISTANT: {assistant}"
+QUESTION = "Based on the image, please answer the question. "
+DESCRIBE = ("Could you provide a short description of the image? ", "Describe the image in one sentence. ")
+
+
+@dataclass
+class PartsArguments:
+    """Options of `recipes/parts.py`."""
+
+    out: str = field(default="runs/parts", metadata={"help": "Folder of the parts: text/, vision/, diffusion/."})
+    only: list[str] = field(
+        default_factory=lambda: list(PARTS), metadata={"help": f"Parts to make, of {', '.join(PARTS)} (all)."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Train parts anew that are there already."})
+    seed: int = field(default=0, metadata={"help": "Seed of the world, the initial weights and the batches."})
+    num_pictures: int = field(default=6000, metadata={"help": "World pictures to train on."})
+    num_texts: int = field(default=8000, metadata={"help": "World texts to train on, of each of three sorts."})
+    num_held_out: int = field(default=300, metadata={"help": "Pictures or texts that the figures are measured on."})
+    text_steps: int = field(default=300, metadata={"help": "Training steps of the language model."})
+    vision_steps: int = field(default=400, metadata={"help": "Training steps of the vision encoder."})
+    vae_steps: int = field(default=400, metadata={"help": "Training steps of the VAE."})
+    unet_steps: int = field(default=700, metadata={"help": "Training steps of the UNet and its text encoder."})
+    steps_scale: float = field(default=1.0, metadata={"help": "Multiplies all four numbers of steps."})
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.only) - set(PARTS))
+        if unknown:
+            raise ValueError(f"--only {' '.join(unknown)}: no such part. Give one or more of {', '.join(PARTS)}.")
+        for name in ("num_pictures", "num_texts", "num_held_out"):
+            if getattr(self, name) < 8:
+                raise ValueError(f"--{name} {getattr(self, name)} is too few to train or measure on. Give at least 8.")
+
+    def steps(self, name: str) -> int:
+        """Training steps of text, vision, vae or unet, scaled; at least one."""
+        return max(1, round(getattr(self, f"{name}_steps") * self.steps_scale))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def render(scenes: Iterable[Scene], what: str) -> Tensor:
+    """The scenes' pictures as one tensor, (N, 3, 64, 64) uint8."""
+    pictures = [torch.frombuffer(bytearray(scene.image.tobytes()), dtype=torch.uint8) for scene in tqdm(scenes, what)]
+    return torch.stack(pictures).view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2).contiguous()
+
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """uint8 pictures as float32 in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def to_pil(pictures: Tensor) -> list[Image.Image]:
+    """Pictures (N, 3, H, W) in [-1, 1] as PIL pictures."""
+    values = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(value) for value in values]
+
+
+def world_texts(world: World, indices: range) -> Iterator[str]:
+    """Per index a document, a caption (bare or as the answer of a dialogue) and a question with its answer."""
+    for index in indices:
+        scene = world.scene(index)
+        caption = scene.caption(DETAILS[index % 3])
+        yield " ".join(world.document(index).text_list)
+        yield (
+            DIALOGUE.format(user=DESCRIBE[index // 3 % 2], assistant=f"A photo of {caption}") if index % 2 else caption
+        )
+        questions = scene.questions()
+        asked = questions[index * 7 % len(questions)]
+        yield DIALOGUE.format(user=QUESTION + asked["question"], assistant=f"The answer is {asked['answer']}")
+
+
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: reads any text, and every word of the world is one token. bos goes in front."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    # eos must not be 2: CLIPTextModel takes a config with that value for an old one, and pools at another place
+    special = ["<pad>", "</s>", "<s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    return wrap_tokenizer(backend, template="<s> $A")
+
+
+def wrap_tokenizer(backend: Tokenizer, template: str, **kwargs: Any) -> PreTrainedTokenizerFast:
+    """A copy of the tokenizer that puts the special tokens of `template` around a text `$A`."""
+    backend = Tokenizer.from_str(backend.to_str())
+    ids = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>") if token in template]
+    backend.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=False), processors.TemplateProcessing(single=template, special_tokens=ids)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+        **kwargs,
+    )
+
+
+def caption_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The language model's tokenizer as text encoders use it: bos in front, eos behind, at most 32 tokens."""
+    return wrap_tokenizer(tokenizer.backend_tokenizer, template="<s> $A </s>", model_max_length=CAPTION_LENGTH)
+
+
+def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> Tensor:
+    """Token ids, (N, 32), padded at the right."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    name: str,
+    modules: list[nn.Module],
+    loss_of: Callable[[], Tensor],
+    steps: int,
+    learning_rate: float,
+    after_step: Callable[[], None] | None = None,
+) -> float:
+    """AdamW with warm-up and cosine decay; returns the mean loss of the last tenth of the steps."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(
+        optimizer, num_warmup_steps=min(50, steps // 10), num_training_steps=steps
+    )
+    losses = []
+    for module in modules:
+        module.train()
+    for _ in (bar := tqdm(range(steps), desc=name, unit=" steps")):
+        loss = loss_of()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if after_step is not None:
+            after_step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    for module in modules:
+        module.eval()
+    last = losses[-max(1, steps // 10) :]
+    return sum(last) / len(last)
+
+
+def train_text(arguments: PartsArguments, folder: Path) -> str:
+    """A language model of about one million parameters that knows how the world is talked about."""
+    world = World(arguments.seed, SIZE)
+    texts = list(world_texts(world, range(arguments.num_texts)))
+    tokenizer = train_tokenizer(texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+
+    def rows(texts: list[str], length: int) -> Tensor:
+        """Texts, each between bos and eos, one after the other in rows of equal length, (N, length)."""
+        order = torch.randperm(len(texts)).tolist()
+        ids = tokenizer([texts[i] + tokenizer.eos_token for i in order]).input_ids
+        stream = torch.tensor([token for row in ids for token in row])
+        return stream[: len(stream) // length * length].view(-1, length)
+
+    data = rows(texts, length=128)
+
+    def loss_of() -> Tensor:
+        batch = data[torch.randint(len(data), (16,))]
+        return model(input_ids=batch, labels=batch).loss
+
+    loss = train("text", [model], loss_of, arguments.steps("text"), learning_rate=3e-3)
+    held_out = rows(list(world_texts(world, range(HELD_OUT, HELD_OUT + arguments.num_held_out))), length=128)
+    with torch.no_grad():
+        surprise = torch.stack([model(input_ids=row[None], labels=row[None]).loss for row in held_out]).mean()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"loss {loss:.3f}; held-out perplexity {surprise.exp():.2f} per token ({len(tokenizer)} tokens)"
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> CLIPTextModel:
+    """A fresh text encoder that reads captions of at most `CAPTION_LENGTH` tokens."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=CAPTION_LENGTH,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def train_vision(arguments: PartsArguments, folder: Path) -> str:
+    """A ConvNeXt whose pooled output says which kinds of objects are there, and how many."""
+    world = World(arguments.seed, SIZE)
+    scenes = [world.scene(index) for index in range(arguments.num_pictures)]
+    pictures, captions = render(scenes, "vision pictures"), [scene.caption("coarse") for scene in scenes]
+    tokenizer = caption_tokenizer(PreTrainedTokenizerFast.from_pretrained(Path(arguments.out, "text")))
+    config = ConvNextConfig(
+        image_size=SIZE,
+        patch_size=4,
+        hidden_sizes=[32, 64, 128, 192],
+        depths=[1, 1, 2, 1],
+        layer_norm_eps=1e-6,
+        layer_scale_init_value=1.0,  # the usual 1e-6, and weights of 0.02, are for training over many epochs
+        initializer_range=0.08,
+    )
+    width = 64
+    model, reader = ConvNextModel(config), text_encoder(tokenizer, width, layers=1)
+    # Without batch norm all pictures, and without the mean over tokens all captions, look alike for most of the steps.
+    projection = nn.Sequential(
+        nn.BatchNorm1d(config.hidden_sizes[-1]), nn.Linear(config.hidden_sizes[-1], width, bias=False)
+    )
+    different = sorted(set(captions))
+    ids, classes = encode_captions(tokenizer, different), {caption: i for i, caption in enumerate(different)}
+    labels = torch.tensor([classes[caption] for caption in captions])
+
+    def similarities(pictures: Tensor, ids: Tensor) -> Tensor:
+        """Cosine of every picture with every caption at temperature 0.07."""
+        seen = F.normalize(projection(model(to_unit(pictures)).pooler_output), dim=-1)  # [N, 64]
+        is_token = (ids != tokenizer.pad_token_id)[..., None]
+        read = (reader(ids).last_hidden_state * is_token).sum(1) / is_token.sum(1)
+        return seen @ F.normalize(read, dim=-1).T / 0.07
+
+    def loss_of() -> Tensor:
+        chosen = torch.randint(len(pictures), (64,))
+        logits = similarities(pictures[chosen], ids[labels[chosen]])
+        same = (labels[chosen][:, None] == labels[chosen]).float()  # pictures with equal captions are no negatives
+        target = same / same.sum(1)
+        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+    loss = train("vision", [model, reader, projection], loss_of, arguments.steps("vision"), learning_rate=2e-3)
+    unseen = [world.scene(HELD_OUT + i) for i in range(arguments.num_held_out)]
+    with torch.no_grad():
+        best = similarities(render(unseen, "vision held-out pictures"), ids).argmax(1).tolist()
+    found = [different[i] for i in best]
+    main = sum(first_kind(text) == scene.main.kind for text, scene in zip(found, unseen, strict=True)) / len(unseen)
+    whole = sum(text == scene.caption("coarse") for text, scene in zip(found, unseen, strict=True)) / len(unseen)
+    model.save_pretrained(folder)
+    half = [0.5, 0.5, 0.5]
+    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(folder)
+    return (
+        f"loss {loss:.3f}; held-out pictures whose best of {len(different)} captions begins with the right kind "
+        f"{main:.1%}, is the right one {whole:.1%}"
+    )
+
+
+@torch.no_grad()
+def start_linear(vae: AutoencoderKL) -> None:
+    """Sets a fresh VAE to average its input over 8 x 8 pixels and to spread that out again, as a start.
+
+    The first eight channels of every layer carry +x and -x of red, green, blue and a constant; SiLU(x) - SiLU(-x) = x, so
+    that they pass it unchanged, and the residual branches begin at zero. With the constant in the same group, group
+    norm keeps the picture's contrast. From random weights the colours alone take many times the steps there are.
+    """
+
+    def carry(conv: nn.Conv2d) -> None:
+        conv.weight[:8], conv.bias[:8] = 0, 0
+        for channel in range(8):
+            if conv.stride[0] == 2:
+                conv.weight[channel, channel, :2, :2] = 0.25
+            else:
+                conv.weight[channel, channel, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1
+
+    encoder, decoder = vae.encoder, vae.decoder
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+            if module.conv_shortcut is not None:
+                carry(module.conv_shortcut)
+        elif isinstance(module, Downsample2D | Upsample2D):
+            carry(module.conv)
+    for conv in (encoder.conv_in, decoder.conv_in):
+        conv.weight[:8], conv.bias[:8] = 0, 0
+    for conv in (encoder.conv_out, decoder.conv_out):
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    encoder.conv_in.bias[6], encoder.conv_in.bias[7] = 1, -1
+    encoder.conv_out.bias[4:] = -6  # log variance of the latents
+    for sign, first in ((1, 0), (-1, 1)):
+        for channel in range(4):
+            encoder.conv_out.weight[channel, 2 * channel + first, 1, 1] = sign
+            decoder.conv_in.weight[2 * channel + first, channel, 1, 1] = sign
+        for channel in range(3):
+            encoder.conv_in.weight[2 * channel + first, channel, 1, 1] = sign
+            decoder.conv_out.weight[channel, 2 * channel + first, 1, 1] = 0.6 * sign
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        conv.weight.copy_(torch.eye(conv.out_channels)[:, :, None, None])
+        nn.init.zeros_(conv.bias)
+
+
+def new_vae() -> AutoencoderKL:
+    """A VAE that stands at its linear start: pictures (N, 3, 64, 64) to latents (N, 4, 8, 8) and back."""
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[16, 16, 32, 64],
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=SIZE,
+        mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)
+    start_linear(vae)
+    return vae
+
+
+def train_vae(arguments: PartsArguments, pictures: Tensor) -> tuple[AutoencoderKL, float]:
+    """The VAE, trained on uint8 pictures (N, 3, 64, 64), and its loss."""
+    vae = new_vae()
+
+    def loss_of() -> Tensor:
+        batch = to_unit(pictures[torch.randint(len(pictures), (8,))]).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(batch).latent_dist
+        drawn = vae.decode(posterior.sample()).sample
+        return F.mse_loss(drawn, batch) + 1e-6 * posterior.kl().mean()
+
+    loss = train("vae", [vae], loss_of, arguments.steps("vae"), learning_rate=2e-3)
+    return vae, loss
+
+
+def in_batches(function: Callable[[Tensor], Tensor], values: Tensor, size: int = 100) -> Tensor:
+    """The function's values, without gradients, computed `size` rows at a time."""
+    with torch.no_grad():
+        return torch.cat([function(batch) for batch in values.split(size)])
+
+
+def train_diffusion(arguments: PartsArguments, folder: Path) -> str:
+    """A latent diffusion model with the schedule of Stable Diffusion 2.1, in 64-pixel pictures of the world."""
+    world = World(arguments.seed, SIZE)
+    scenes = [world.scene(index) for index in range(arguments.num_pictures)]
+    pictures = render(scenes, "diffusion pictures")
+    tokenizer = caption_tokenizer(PreTrainedTokenizerFast.from_pretrained(Path(arguments.out, "text")))
+    vae, vae_loss = train_vae(arguments, pictures)
+
+    unseen = [world.scene(HELD_OUT + i) for i in range(arguments.num_held_out)]
+    truth = to_unit(render(unseen, "diffusion held-out pictures"))
+    redrawn = in_batches(lambda x: vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1), truth)
+    psnr = -10 * ((redrawn - truth) / 2).square().mean((1, 2, 3)).log10().mean()
+    kept = share_of_colours(to_pil(redrawn), [scene.main.colour for scene in unseen])
+
+    latents = in_batches(lambda x: vae.encode(to_unit(x)).latent_dist.mode(), pictures)
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    latents = latents * vae.config.scaling_factor
+    captions = torch.stack(
+        [encode_captions(tokenizer, [scene.caption(detail) for scene in scenes]) for detail in ("medium", "full")]
+    )  # [2, N, CAPTION_LENGTH]
+    nothing = encode_captions(tokenizer, [""])
+    reader = text_encoder(tokenizer, width=128, layers=2)
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        block_out_channels=[64, 96, 128],
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # diffusers' name for the number of heads
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+        variance_type="fixed_small",
+    )
+    averages = [EMAModel(module.parameters(), decay=0.99) for module in (unet, reader)]
+
+    def loss_of() -> Tensor:
+        chosen = torch.randint(len(latents), (32,))
+        target = latents[chosen]  # [32, 4, 8, 8]
+        ids = captions[torch.randint(2, (32,)), chosen]  # [32, CAPTION_LENGTH]
+        ids = torch.where(torch.rand(32, 1) < 0.1, nothing, ids)  # for classifier-free guidance
+        noise, timesteps = torch.randn_like(target), torch.randint(1000, (32,))
+        noisy = scheduler.add_noise(target, noise, timesteps)
+        return F.mse_loss(unet(noisy, timesteps, reader(ids).last_hidden_state).sample, noise)
+
+    def after_step() -> None:
+        for average, module in zip(averages, (unet, reader), strict=True):
+            average.step(module.parameters())
+
+    loss = train("unet", [unet, reader], loss_of, arguments.steps("unet"), learning_rate=1e-3, after_step=after_step)
+    for average, module in zip(averages, (unet, reader), strict=True):
+        average.copy_to(module.parameters())
+
+    pipeline = StableDiffusionPipeline(
+        vae, reader, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder)
+    names = [(kind, colour) for kind in KINDS for colour in COLOURS if (kind, colour) not in UNSEEN]
+    names = [names[i % len(names)] for i in range(min(100, arguments.num_held_out))]
+    drawn = draw(pipeline, [f"a {colour} {kind}" for kind, colour in names], seed=arguments.seed)
+    right = share_of_colours(drawn, [colour for _, colour in names])
+    return (
+        f"VAE loss {vae_loss:.4f}, held-out PSNR {psnr:.1f} dB, main colour kept in {kept:.1%}; UNet loss {loss:.3f}, "
+        f"{len(names)} pictures drawn from captions like 'a red circle' have the right colour in {right:.1%}"
+    )
+
+
+def draw(pipeline: StableDiffusionPipeline, captions: list[str], seed: int) -> list[Image.Image]:
+    """One picture per caption: DDIM, 25 steps, guidance 3."""
+    scheduler, pipeline.scheduler = pipeline.scheduler, DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(desc="drawing", leave=False)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        return pipeline(captions, num_inference_steps=25, guidance_scale=3.0, generator=generator).images
+    finally:
+        pipeline.scheduler = scheduler
+
+
+def share_of_colours(pictures: list[Image.Image], colours: list[str]) -> float:
+    """Share of pictures whose dominant colour is the given one."""
+    return sum(dominant_colour(p) == colour for p, colour in zip(pictures, colours, strict=True)) / len(colours)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, that gets its name only when all is written: what has the name is never half a part."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(unfinished, folder)
+
+
+def make_parts(arguments: PartsArguments) -> tuple[str, str, str]:
+    """Trains the parts that are not there yet; returns the folders of vision, text and diffusion."""
+    # text comes first: the other two read captions with its tokenizer
+    train_part = {"text": train_text, "vision": train_vision, "diffusion": train_diffusion}
+    for name, function in train_part.items():
+        folder = Path(arguments.out, name)
+        if name not in arguments.only:
+            continue
+        if folder.exists() and not arguments.overwrite:
+            print(f"{name}: there already, {folder} (--overwrite trains it anew)")
+            continue
+        if name != "text" and not Path(arguments.out, "text").exists():
+            raise ValueError(
+                f"The part {name!r} needs the tokenizer of the part 'text', and {Path(arguments.out, 'text')} is missing. "
+                "Make it first, or leave out --only."
+            )
+        start = time.perf_counter()
+        set_seed(arguments.seed)  # here, so that a part does not depend on which others were there already
+        with whole_folder(folder) as unfinished:
+            figures = function(arguments, unfinished)
+            where = ("out", "only", "overwrite")  # what the part is does not depend on these
+            settings = {key: value for key, value in asdict(arguments).items() if key not in where}
+            settings["figures"] = figures
+            (unfinished / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
+        print(f"{name}: {figures}; {time.perf_counter() - start:.0f} s, {folder}", flush=True)
+    vision, text, diffusion = (str(Path(arguments.out, name)) for name in ("vision", "text", "diffusion"))
+    return vision, text, diffusion
+
+
+if __name__ == "__main__":
+    make_parts(*TrlParser(PartsArguments, allow_abbrev=False).parse_args_and_config())

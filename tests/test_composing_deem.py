@@ -1,0 +1,251 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Three pretrained parts -> one model that at first does what each part did alone."""
+
+import copy
+
+import pytest
+import torch
+from conftest import build_tokenizer
+from deem_fixtures import SCHEDULER, SIDE, TEXT, UNET, VAE, VISION, tensors_of, tiny_batch
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPTextConfig,
+    CLIPTextModel,
+    ConvNextImageProcessorPil,
+    GenerationConfig,
+)
+
+from modeling_deem import DeemForConditionalGeneration
+from processing import DeemProcessor
+
+OLD_VOCABULARY = 259
+FIELDS = {
+    "num_image_tokens": 4,
+    "feature_size": 32,
+    "image_attention_heads": 4,
+    "image_attention_interval": 2,
+    "perceiver_config": {"hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 1},
+    "image_decoder_config": {"fusion_size": 32, "fusion_heads": 4},
+}
+
+
+def save_text(folder, vocabulary: int = OLD_VOCABULARY, **changes) -> None:
+    config = AutoConfig.for_model(**{**TEXT, "vocab_size": vocabulary, **changes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> dict[str, str]:
+    """Folders of three random parts, each saved as its own library does."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("parts")
+    vision = AutoModel.from_config(AutoConfig.for_model(**VISION))
+    vision.save_pretrained(root / "vision")
+    ConvNextImageProcessorPil(size={"shortest_edge": SIDE}).save_pretrained(root / "vision")
+    save_text(root / "text")
+    diffusion = root / "diffusion"
+    unet = UNet2DConditionModel.from_config(UNET)
+    unet.save_pretrained(diffusion / "unet")
+    AutoencoderKL.from_config({**VAE, "scaling_factor": 0.7}).save_pretrained(diffusion / "vae")
+    # As Stable Diffusion ships it: a sampler's config, of which training takes the noise schedule.
+    PNDMScheduler.from_config({**SCHEDULER, "_class_name": "PNDMScheduler"}).save_pretrained(diffusion / "scheduler")
+    text = CLIPTextConfig(
+        vocab_size=OLD_VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+    )
+    CLIPTextModel(text).save_pretrained(diffusion / "text_encoder")
+    build_tokenizer().save_pretrained(diffusion / "tokenizer")
+    return {"vision": str(root / "vision"), "text": str(root / "text"), "diffusion": str(diffusion)}
+
+
+def compose(parts: dict[str, str], **changes) -> DeemForConditionalGeneration:
+    torch.manual_seed(1)
+    return DeemForConditionalGeneration.from_vision_text_diffusion_pretrained(
+        **parts, **{**copy.deepcopy(FIELDS), **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def model(parts) -> DeemForConditionalGeneration:
+    return compose(parts)
+
+
+def assert_inside(part: torch.nn.Module, place: torch.nn.Module, rows: int | None = None) -> None:
+    """Every tensor and buffer of `part` is in `place`, bit by bit; of grown tensors the first `rows`."""
+    ours, theirs = tensors_of(place), tensors_of(part)
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        mine = ours[name][:rows] if rows and ours[name].shape != tensor.shape else ours[name]
+        assert torch.equal(mine, tensor), name
+
+
+def test_parts_are_inside_bit_by_bit(parts, model) -> None:
+    assert not model.training
+    diffusion = parts["diffusion"]
+    assert_inside(AutoModel.from_pretrained(parts["vision"]), model.model.vision_tower.encoder)
+    language_model = AutoModelForCausalLM.from_pretrained(parts["text"])
+    assert_inside(language_model.model, model.model.language_model, OLD_VOCABULARY)
+    assert torch.equal(model.lm_head.weight[:OLD_VOCABULARY], language_model.lm_head.weight)
+    assert_inside(UNet2DConditionModel.from_pretrained(diffusion, subfolder="unet"), model.image_decoder.denoiser)
+    assert_inside(AutoencoderKL.from_pretrained(diffusion, subfolder="vae"), model.image_decoder.vae)
+    betas = DDPMScheduler.from_pretrained(diffusion, subfolder="scheduler").alphas_cumprod
+    assert torch.equal(model.image_decoder.scheduler.alphas_cumprod, betas)
+    assert isinstance(model.image_decoder.scheduler, DDPMScheduler)
+    assert model.image_decoder.vae.config.scaling_factor == 0.7
+
+
+def test_joints_start_as_specified(model) -> None:
+    for block in model.model.image_attention.values():
+        assert not block.gate.any()
+        assert not block.synchronizer.sampling_offsets.weight.any() and not block.synchronizer.null_value.any()
+        bias = block.synchronizer.sampling_offsets.bias
+        assert 2 < bias.abs().max() <= 3
+    for block in (*model.image_decoder.feature_fusion.skip_blocks, model.image_decoder.feature_fusion.mid_block):
+        assert not block.conv.weight.any() and not block.conv.bias.any()
+        assert 0.5 < block.synchronizer.sampling_offsets.bias.abs().max() <= 1
+    assert not model.model.start_of_image.any()
+    for projector in (model.model.projector, model.image_decoder.token_projector):
+        assert 0.0005 < projector.weight.std() < 0.002 and not projector.bias.any()
+    tower = model.model.vision_tower
+    assert torch.equal(tower.positions, tower.compute_positions()) and tower.positions.abs().max() == 1
+
+
+def test_new_tokens_start_rare(model) -> None:
+    assert model.config.text_config.vocab_size == OLD_VOCABULARY + 6 == len(model.lm_head.weight)
+    assert not model.lm_head.weight[OLD_VOCABULARY:].any()
+    assert model.lm_head.bias[OLD_VOCABULARY:].tolist() == [-5.0] * 6
+    assert not model.lm_head.bias[:OLD_VOCABULARY].any()
+    rows = model.get_input_embeddings().weight[OLD_VOCABULARY:]
+    assert 0.1 < rows.std() < 0.2  # initializer_range of the language model: 0.15
+
+
+def test_token_ids_are_those_of_the_processor(parts, model) -> None:
+    processor = DeemProcessor.from_parts(
+        ConvNextImageProcessorPil.from_pretrained(parts["vision"]),
+        build_tokenizer(),
+        num_image_tokens=4,
+        target_size=64,
+        grounding_tokens=True,
+    )
+    config, tokenizer = model.config, processor.tokenizer
+    assert len(tokenizer) == config.text_config.vocab_size
+    assert config.image_token_id == processor.image_token_id
+    assert config.start_of_image_token_id == processor.start_of_image_token_id
+    assert config.bos_token_id == tokenizer.bos_token_id and config.eos_token_id == tokenizer.eos_token_id
+    assert config.pad_token_id == tokenizer.pad_token_id
+    assert config.num_image_tokens == processor.num_image_tokens
+    assert config.image_decoder_config.target_size == 64
+
+
+def test_it_writes_what_the_language_model_writes(parts, model) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(parts["text"])
+    batch = tiny_batch("btttt", "btt", padding_side="left", targets=False)
+    for options in ({}, {"num_beams": 3}):
+        ours, theirs = (m.generate(**batch, **options, max_new_tokens=8, eos_token_id=2) for m in (model, plain))
+        assert torch.equal(ours, theirs)
+    assert len(set(ours[0, -8:].tolist())) > 1
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(**batch).logits[..., :OLD_VOCABULARY], plain(**batch).logits, rtol=0, atol=1e-5
+        )
+
+
+def test_it_denoises_what_the_unet_denoises(parts, model) -> None:
+    unet = UNet2DConditionModel.from_pretrained(parts["diffusion"], subfolder="unet")
+    latents, timesteps, condition = torch.randn(2, 4, 8, 8), torch.tensor([10, 900]), torch.randn(2, 4, 32)
+    pixel_values = tiny_batch("btiti", targets=False)["pixel_values"]
+    with torch.no_grad():
+        images = model.get_image_features(pixel_values)
+        states = model.image_decoder.consistency_states(images.image_tokens, images.deepstack_features)
+        ours = model.image_decoder.denoise(latents, timesteps, condition, states)
+        assert torch.equal(ours, unet(latents, timesteps, condition).sample)
+
+
+def test_null_condition_is_the_text_encoders_empty_prompt(parts, model) -> None:
+    text_encoder = CLIPTextModel.from_pretrained(parts["diffusion"], subfolder="text_encoder")
+    tokenizer = build_tokenizer()
+    inputs = tokenizer("", padding="max_length", max_length=4, return_tensors="pt")
+    with torch.no_grad():
+        expected = text_encoder(input_ids=inputs.input_ids).last_hidden_state
+    assert model.image_decoder.null_condition.shape == (1, 4, 32)
+    torch.testing.assert_close(model.image_decoder.null_condition.detach(), expected, rtol=0, atol=1e-6)
+    assert model.image_decoder.null_condition.requires_grad
+
+
+def test_sides_follow_the_encoders_image_size(model) -> None:
+    config = model.config
+    assert list(config.image_decoder_config.feature_sides) == [16, 8, 4, 2]
+    assert list(config.image_attention_sides) == [8, 4, 2]
+    assert config.image_attention_base_side == config.position_grid_side == 4
+
+
+def test_generation_config(model) -> None:
+    generation = model.generation_config
+    assert isinstance(generation, GenerationConfig)
+    assert generation.eos_token_id == [2, model.config.start_of_image_token_id]
+    assert (generation.bos_token_id, generation.pad_token_id) == (1, 0)
+
+
+def test_what_is_frozen_stays_frozen(model, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    for one in (model, DeemForConditionalGeneration.from_pretrained(tmp_path)):
+        assert not any(parameter.requires_grad for parameter in one.image_decoder.vae.parameters())
+        for block in (*one.image_decoder.feature_fusion.skip_blocks, one.image_decoder.feature_fusion.mid_block):
+            assert not block.synchronizer.null_value.requires_grad
+        assert all(parameter.requires_grad for parameter in one.model.parameters())
+
+
+def test_a_composed_model_learns_from_all_three_losses(parts) -> None:
+    model = compose(parts).train()
+    outputs = model(**tiny_batch("btitti", "btit"))
+    outputs.loss.backward()
+    assert min(outputs.text_loss, outputs.image_loss, outputs.consistency_loss) > 0
+    assert model.model.vision_tower.encoder.embeddings.patch_embeddings.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head of its own", "tied head"])
+def test_vocabularies_with_spare_rows_and_tied_heads(parts, tmp_path, tied: bool) -> None:
+    save_text(tmp_path, vocabulary=300, tie_word_embeddings=tied)
+    model = compose({**parts, "text": str(tmp_path)}, text_loss_weight=0.5)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.text_config.vocab_size == 300 and model.config.text_loss_weight == 0.5
+    rows = [*range(OLD_VOCABULARY), *range(OLD_VOCABULARY + 6, 300)]
+    for ours, theirs in ((model.get_input_embeddings(), plain.get_input_embeddings()), (model.lm_head, plain.lm_head)):
+        assert torch.equal(ours.weight[rows], theirs.weight[rows])
+        assert not torch.equal(ours.weight, theirs.weight)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    assert model.lm_head.bias[OLD_VOCABULARY : OLD_VOCABULARY + 6].tolist() == [-5.0] * 6
+    assert not model.lm_head.bias[rows].any()
+
+
+def test_a_tokenizer_of_the_callers(parts, tmp_path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<note>", "<|startofimage|>", "<image>"]})
+    model = compose(parts, tokenizer=tokenizer)
+    assert model.config.text_config.vocab_size == OLD_VOCABULARY + 3
+    assert (model.config.start_of_image_token_id, model.config.image_token_id) == (260, 261)
+
+
+def test_a_tokenizer_without_image_tokens_is_refused(parts) -> None:
+    with pytest.raises(ValueError, match="<image>"):
+        compose(parts, tokenizer=build_tokenizer())
+
+
+def test_parts_that_do_not_fit_are_refused(parts, tmp_path) -> None:
+    with pytest.raises(ValueError, match="20 condition tokens.*at most 16"):
+        compose(parts, num_image_tokens=20)
+    with pytest.raises(ValueError, match="'feature_sise'"):
+        compose(parts, feature_sise=3)
+    config = AutoConfig.for_model("gpt2", n_embd=32, n_head=4, n_layer=1, vocab_size=OLD_VOCABULARY)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="gpt2"):
+        compose({**parts, "text": str(tmp_path)})
