@@ -1,0 +1,50 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""The original's tensors, if they are here: every case passes `compare.py`, and nothing stored is left out."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE.parents[1] / "../shared/golden"
+CASES = {
+    "a_caption": 500,
+    "c_mask_align": 450,
+    "c2_mask_align_visual": 9,
+    "d_greedy": 5,
+    "f_mmfs": 90,
+    "g_visual_tokenizer": 14,
+}  # name -> comparisons at least
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One run of the script, in a process of its own so that its memory is given back."""
+    if not GOLDEN.exists():
+        pytest.skip("the original's tensors (../shared/golden) are not here")
+    out = tmp_path_factory.mktemp("golden") / "comparisons.json"
+    command = [sys.executable, str(HERE / "compare.py"), str(GOLDEN), "--json", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert out.exists(), run.stdout[-2000:] + run.stderr[-2000:]
+    return {**json.loads(out.read_text()), "returncode": run.returncode, "last": run.stdout.splitlines()[-1]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case_passes(case: str, result: dict[str, Any]) -> None:
+    rows = [row for row in result["rows"] if row["case"] == case]
+    assert len(rows) >= CASES[case], Counter(row["kind"] for row in rows)
+    failed = [(row["name"], row["error"], row["note"]) for row in rows if not row["passed"]]
+    assert not failed
+
+
+def test_every_stored_output_is_compared_and_the_status_says_so(result: dict[str, Any]) -> None:
+    assert result["unmatched"] == []
+    assert result["returncode"] == 0
+    assert result["last"].startswith(f"golden: {len(result['rows'])} tensors, ") and result["last"].endswith(
+        ", 0 failed"
+    )
