@@ -25,10 +25,11 @@ help:
 
 install: $(STAMP)
 
-# The CPU build of torch has a local version on Linux; elsewhere the plain version is the CPU build.
+# The CPU build of torch has a local version where an index for it is configured; elsewhere the plain version is taken.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq "torch==$(TORCH)+cpu" 2>/dev/null \
+		|| $(BIN)/python -m pip install -qq "torch==$(TORCH)"
 	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
 	touch $@
 
