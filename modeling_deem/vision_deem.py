@@ -70,9 +70,9 @@ class DeemVisionOutput(ModelOutput):
 class DeemRegionTokens(nn.Module):
     """Five tokens of a region: the mean feature inside it on each pyramid level, and the shape of its mask."""
 
-    def __init__(self, feature_size: int, num_levels: int):
+    def __init__(self, feature_size: int):
         super().__init__()
-        self.level_projections = nn.ModuleList(nn.Linear(feature_size, feature_size) for _ in range(num_levels))
+        self.level_projection = nn.Linear(feature_size, feature_size)  # one for all levels, as released
         self.shape_projection = nn.Sequential(
             nn.Linear(_MASK_SHAPE_SIDE**2, feature_size),
             nn.ReLU(),
@@ -84,10 +84,10 @@ class DeemRegionTokens(nn.Module):
     def forward(self, features: list[torch.Tensor], masks: torch.Tensor, mode: str) -> torch.Tensor:
         """V maps (N, E, side, side) and masks (N, 1, h, w) -> (N, V + 1, E)."""
         tokens = []
-        for projection, level in zip(self.level_projections, features, strict=True):
+        for level in features:
             region = resize_region_masks(masks, level.shape[-2:], mode).to(level.dtype)
             mean = (level * region).sum((2, 3)) / (region.sum((2, 3)) + 1e-8)  # [N, E]
-            tokens.append(projection(mean))
+            tokens.append(self.level_projection(mean))
         size = (_MASK_SHAPE_SIDE, _MASK_SHAPE_SIDE)
         shape = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)
         tokens.append(self.shape_projection(shape.flatten(1).to(features[0].dtype)))
@@ -121,7 +121,7 @@ class DeemVisionTower(nn.Module):
         self.position_projection = nn.Linear(size, size)
         self.position_norm = nn.LayerNorm(size, eps=1e-6)
         self.output_norm = nn.LayerNorm(size, eps=1e-6)
-        self.region_tokens = DeemRegionTokens(size, self.num_levels) if config.use_region_tokens else None
+        self.region_tokens = DeemRegionTokens(size) if config.use_region_tokens else None
         self.position_grid_side = config.position_grid_side
         self.register_buffer("positions", self.compute_positions(), persistent=False)
 

@@ -77,7 +77,7 @@ class PartsArguments:
     text_steps: int = field(default=300, metadata={"help": "Training steps of the language model."})
     vision_steps: int = field(default=400, metadata={"help": "Training steps of the vision encoder."})
     vae_steps: int = field(default=400, metadata={"help": "Training steps of the VAE."})
-    unet_steps: int = field(default=700, metadata={"help": "Training steps of the UNet and its text encoder."})
+    unet_steps: int = field(default=600, metadata={"help": "Training steps of the UNet and its text encoder."})
     steps_scale: float = field(default=1.0, metadata={"help": "Multiplies all four numbers of steps."})
 
     def __post_init__(self) -> None:
@@ -438,7 +438,7 @@ def train_diffusion(arguments: PartsArguments, folder: Path) -> str:
         attention_head_dim=4,  # diffusers' name for the number of heads
         norm_num_groups=8,
         use_linear_projection=True,
-    )
+    ).to(memory_format=torch.channels_last)
     scheduler = DDPMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",
@@ -464,7 +464,7 @@ def train_diffusion(arguments: PartsArguments, folder: Path) -> str:
         for average, module in zip(averages, (unet, reader), strict=True):
             average.step(module.parameters())
 
-    loss = train("unet", [unet, reader], loss_of, arguments.steps("unet"), learning_rate=1e-3, after_step=after_step)
+    loss = train("unet", [unet, reader], loss_of, arguments.steps("unet"), learning_rate=2e-3, after_step=after_step)
     for average, module in zip(averages, (unet, reader), strict=True):
         average.copy_to(module.parameters())
 

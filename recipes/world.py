@@ -62,7 +62,6 @@ SHIFTED_TEXTURES = ("wavy", "ringed", "speckled")
 SIZES = {"large": (0.47, 0.55), "medium": (0.37, 0.42), "small": (0.17, 0.22)}  # extent as a share of the side
 POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 DETAILS = ("coarse", "medium", "full")
-DOCUMENT_DETAILS = ("medium", "medium", "medium", "full")  # what a document says of a picture
 UNSEEN = {("circle", "yellow"), ("square", "purple"), ("triangle", "green"), ("star", "cyan")}
 HELD_OUT = 1_000_000  # scenes from this index on are never trained on
 MAX_OBJECTS = 4
@@ -300,7 +299,7 @@ class World:
         for number, scene in enumerate(scenes):
             start = _pick(rng, starts) if number == 0 else _pick(rng, (*starts, "Next is", "Then comes"))
             matches.append(len(sentences))
-            sentences.append(f"{start} {scene.caption(_pick(rng, DOCUMENT_DETAILS))}.")
+            sentences.append(f"{start} {scene.caption(_pick(rng, DETAILS))}.")
             if rng.random() < 0.4:
                 asked = _pick(rng, scene.questions())
                 sentences.append(f"{asked['question']} {asked['answer'].capitalize()}.")

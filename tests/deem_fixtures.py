@@ -96,6 +96,7 @@ def tiny_decoder_config(**changes: Any) -> dict[str, Any]:
             "intermediate_size": 48,
             "cross_attention_frequency": 1,
             "qk_norm": False,
+            "initializer_range": 0.1,
         },
     }
     return copy.deepcopy(fields | changes)
@@ -112,6 +113,7 @@ def tiny_config(**changes: Any) -> DeemConfig:
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "intermediate_size": 32,
+            "initializer_range": 0.1,
         },
         "image_decoder_config": tiny_decoder_config(),
         "image_token_id": IMAGE,

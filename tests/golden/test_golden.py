@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parents[1] / "../shared/golden"
 CASES = {
-    "a_caption": 500,
+    "a_caption": 490,
     "c_mask_align": 450,
     "c2_mask_align_visual": 9,
     "d_greedy": 5,
