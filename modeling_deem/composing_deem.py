@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPTex
 from transformers import logging as transformers_logging
 
 from .configuration_deem import DeemConfig
-from .text_deem import attention_output_name
+from .text_deem import attention_output_name, embedding_name
 
 # In the order in which they enter the vocabulary (spec section 1, "Special tokens").
 NEW_TOKENS = ("<|startofimage|>", "<image>", "<ref>", "</ref>", "<box>", "</box>")
@@ -143,14 +143,14 @@ class ComposeMixin:
         )
 
         # Weights: the parts under their new names; what is missing is initialised by the model.
-        body = language_model.base_model_prefix
         state = {f"model.vision_tower.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-        for name, tensor in language_model.state_dict().items():
-            name = name.replace(f"{body}.", "model.language_model.", 1) if name.startswith(f"{body}.") else name
-            state[name] = tensor
+        body, output = language_model.base_model, language_model.get_output_embeddings()
+        state |= {f"model.language_model.{name}": tensor for name, tensor in body.state_dict().items()}
+        state |= {f"lm_head.{name}": tensor for name, tensor in output.state_dict().items()}
         new = torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values())))
         grown = max(0, text_config.vocab_size - old_vocabulary)
-        embeddings, head, bias = "model.language_model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"
+        embeddings = f"model.language_model.{embedding_name(body)}.weight"
+        head, bias = "lm_head.weight", "lm_head.bias"
         state[embeddings] = F.pad(state[embeddings], (0, 0, 0, grown))
         state[embeddings][new] = text_config.initializer_range * torch.randn(len(new), width)
         if config.tie_word_embeddings:

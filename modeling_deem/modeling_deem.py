@@ -21,7 +21,7 @@ from .generation_deem import DeemGenerationMixin
 from .image_decoder_deem import DeemImageDecoder, flatten_features
 from .losses_deem import text_loss
 from .perceiver_deem import DeemPerceiver
-from .text_deem import build_language_model, locate_images
+from .text_deem import build_language_model, embedding_name, locate_images
 from .vision_deem import DeemVisionTower
 
 
@@ -235,6 +235,8 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         super().__init__(config)
         self.model = DeemModel(config)
         text_config = config.text_config
+        embedding = f"model.language_model.{embedding_name(self.model.language_model)}.weight"
+        self._tied_weights_keys = {"lm_head.weight": embedding}
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
         self.image_decoder = None
         if config.image_decoder_config is not None:

@@ -12,10 +12,18 @@ from transformers import AutoModel
 
 from .attention_deem import DeemImageStates
 
-# Families whose layers are h += self_attn(norm(h)); h += mlp(norm(h)), and the child whose output is added first.
+# Of each family the child of a decoder layer whose output is self-attention's contribution to the residual stream.
+# What image attention adds to it, the MLP of the same layer reads; only GPT-NeoX, whose MLP runs beside self-attention
+# (use_parallel_residual), passes it to the next layer.
 ATTENTION_OUTPUT = {
+    "gemma": "self_attn",
+    "gemma3_text": "post_attention_layernorm",  # normalises what self-attention gives, not what the MLP reads
+    "gpt_neox": "post_attention_dropout",
     "llama": "self_attn",
     "mistral": "self_attn",
+    "olmo2": "post_attention_layernorm",  # as Gemma 3
+    "olmo3": "post_attention_layernorm",
+    "phi3": "resid_attn_dropout",
     "qwen2": "self_attn",
     "qwen3": "self_attn",
     "smollm3": "self_attn",
@@ -49,7 +57,7 @@ def attention_output_name(text_config) -> str:
     """The child of this family's decoder layers whose output is the self-attention's contribution.
 
     Raises:
-        ValueError: a family whose layers are not known to fit.
+        ValueError: a family whose layers are not known to fit, or an output head that is more than a linear layer.
     """
     name = ATTENTION_OUTPUT.get(text_config.model_type)
     if name is None:
@@ -58,7 +66,18 @@ def attention_output_name(text_config) -> str:
             f"{', '.join(sorted(ATTENTION_OUTPUT))}. To add a family, name in ATTENTION_OUTPUT the child of its "
             "decoder layer whose output is the self-attention's contribution."
         )
+    if cap := getattr(text_config, "final_logit_softcapping", None):
+        raise ValueError(
+            f"The {text_config.model_type!r} language model caps its logits (final_logit_softcapping = {cap}); DEEM's "
+            "output head is linear. Use a model without it, such as any Gemma 3."
+        )
     return name
+
+
+def embedding_name(language_model: nn.Module) -> str:
+    """Name of the input embedding within the bare language model, "embed_tokens" for most families."""
+    embedding = language_model.get_input_embeddings()
+    return next(name for name, module in language_model.named_modules() if module is embedding)
 
 
 def build_language_model(text_config) -> nn.Module:
@@ -110,4 +129,11 @@ def locate_images(
     return index, visible
 
 
-__all__ = ["ATTENTION_OUTPUT", "attention_output_name", "build_language_model", "last_document_start", "locate_images"]
+__all__ = [
+    "ATTENTION_OUTPUT",
+    "attention_output_name",
+    "build_language_model",
+    "embedding_name",
+    "last_document_start",
+    "locate_images",
+]
