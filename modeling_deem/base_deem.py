@@ -1,6 +1,11 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Base class of all DEEM models: how every tensor starts, and what transformers may do with the models."""
 
+import hashlib
+import json
+import os
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -45,6 +50,16 @@ class DeemPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_fixed_parts()
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
+        """As in transformers, and `code_digests.json`: the SHA-256 of each code file the model ran with."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            path = Path(save_directory) / "code_digests.json"
+            digests = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            for file in Path(__file__).parent.glob("*_deem.py"):
+                digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            path.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def freeze_fixed_parts(self) -> None:
         """No gradients for the VAE and for the null values of the UNet side (spec section 9)."""

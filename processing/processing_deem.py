@@ -2,7 +2,11 @@
 """Text and pictures -> model inputs: expansion of the image placeholder and the chat template."""
 
 import copy
+import hashlib
+import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -208,6 +212,16 @@ class DeemProcessor(ProcessorMixin):
             text = [row if row.startswith(bos) else bos + row for row in rows]
             kwargs["add_special_tokens"] = False
         return super().__call__(images=images, text=text, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> list[str]:
+        """As in transformers, and `code_digests.json`: the SHA-256 of each code file beside this one."""
+        files = super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "code_digests.json"
+        digests = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for file in Path(__file__).parent.glob("*_deem.py"):
+            digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        path.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return files
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, **kwargs):
         """As the base class; a batch of rows without any picture counts as no images."""

@@ -1,0 +1,456 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""A checkpoint -> a repo folder that loads anywhere with `trust_remote_code=True` -> the Hub.
+
+    python hub_upload.py runs/demo/sft --repo org/deem --dry-run     # writes and tests the folder, uploads nothing
+    python hub_upload.py runs/demo/sft --repo org/deem --private     # the same, then uploads it
+
+The folder holds the weights, the tokenizer, the image processor, the chat template, a model card and, flat beside them,
+every code file of `modeling_deem` and `processing`. Before anything is uploaded it is loaded in a process that cannot
+import the two packages, through AutoModel, AutoModelForImageTextToText, AutoProcessor and the pipeline; what it writes
+and draws must equal what the package makes of the checkpoint.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCardData
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = ("modeling_deem", "processing")
+# What of a checkpoint belongs on the Hub; optimiser, random and trainer states do not.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+COPIED = (
+    *WEIGHTS,
+    *("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "code_digests.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "LICENSE*"),
+)
+MODEL = "modeling_deem.DeemForConditionalGeneration"
+IMAGE_PROCESSORS = {
+    "pil": "image_processing_pil_deem.DeemImageProcessorPil",
+    "torchvision": "image_processing_deem.DeemImageProcessor",
+}
+PROCESSOR_MAP = {"AutoProcessor": "processing_deem.DeemProcessor", "AutoImageProcessor": IMAGE_PROCESSORS}
+CONFIG_MAP = {
+    "AutoConfig": "configuration_deem.DeemConfig",
+    "AutoModel": MODEL,
+    "AutoModelForImageTextToText": MODEL,
+    "AutoModelForMultimodalLM": MODEL,
+    **PROCESSOR_MAP,
+}
+
+# What the folder is asked in the process without the packages, and the checkpoint in a process with them.
+PROBE = """
+import json, sys
+folder, with_package, drawing_steps = sys.argv[1], sys.argv[2] == "package", int(sys.argv[3])
+if with_package:
+    import modeling_deem
+else:  # even where they are installed
+    sys.modules["modeling_deem"] = sys.modules["processing"] = None
+
+import numpy as np, PIL.Image, torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+trust = {} if with_package else {"trust_remote_code": True}
+size, tokens = (48, 80, 3), 8
+picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+chat = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]}]
+words = [{"role": "user", "content": [{"type": "text", "text": "Hello."}]}]
+processor = AutoProcessor.from_pretrained(folder, **trust)
+image_processor = AutoImageProcessor.from_pretrained(folder, **trust)
+classes = [type(processor).__name__, type(image_processor).__name__]
+options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+answers = []
+for auto in (AutoModel, AutoModelForImageTextToText):
+    model = auto.from_pretrained(folder, **trust)
+    classes.append(type(model).__name__)
+    for messages in (chat, words):
+        inputs = processor.apply_chat_template(messages, **options)
+        answers.append(model.generate(**inputs, max_new_tokens=tokens, do_sample=False).tolist())
+drawn = None
+if drawing_steps and model.config.image_decoder_config is not None:
+    generator = torch.Generator().manual_seed(0)
+    picture = model.generate_images(**inputs, num_inference_steps=drawing_steps, generator=generator)
+    drawn = torch.nn.functional.adaptive_avg_pool2d(picture, 8).flatten().tolist()
+del model
+pipe = pipeline("image-text-to-text", model=folder, **trust)
+classes += [type(pipe.model).__name__, type(pipe.processor).__name__]
+answers.append(pipe(text=chat, max_new_tokens=tokens, return_full_text=False)[0]["generated_text"])
+print("PROBE " + json.dumps({"classes": classes, "answers": answers, "drawn": drawn}))
+"""
+
+
+# ---- the folder -------------------------------------------------------------------------------------------------------
+
+
+def code_files() -> list[Path]:
+    """The code files that travel: both packages without their `__init__.py`.
+
+    Raises:
+        ValueError: if two of them have the same name, since they are to lie in one folder.
+    """
+    files = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py") if path.stem != "__init__")
+    if twice := [name for name, count in Counter(path.name for path in files).items() if count > 1]:
+        raise ValueError(f"Both packages have a file {twice}; on the Hub they lie in one folder. Rename one of them.")
+    return files
+
+
+def changed_code(checkpoint: Path) -> list[str] | None:
+    """Names of the code files that are not what they were when the checkpoint was saved; None if it does not say.
+
+    `save_pretrained` of model and processor leaves SHA-256 digests of their code in `code_digests.json`.
+    """
+    path = checkpoint / "code_digests.json"
+    if not path.is_file():
+        return None
+    then = json.loads(path.read_text(encoding="utf-8"))
+    now = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files()}
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def make_repo(checkpoint: Path, out: Path) -> None:
+    """Writes the repo folder without its model card; `out` is replaced.
+
+    Raises:
+        ValueError: if `checkpoint` is no whole DEEM checkpoint, saying what it lacks, or `out` is something else than
+            an earlier repo folder.
+    """
+    needed = ("config.json", "processor_config.json", "tokenizer_config.json", "chat_template.jinja")
+    missing = [name for name in needed if not (checkpoint / name).is_file()]
+    if not any(checkpoint.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        hint = (
+            " It holds an adapter: merge it (`merge_and_unload`) and save model and processor."
+            * (checkpoint / "adapter_config.json").is_file()
+        )
+        raise ValueError(
+            f"{checkpoint} lacks {', '.join(missing)}. Expected a folder that `save_pretrained` of a DEEM model and of "
+            f"its processor wrote.{hint}"
+        )
+    config = read_json(checkpoint / "config.json")
+    if config.get("model_type") != "deem":
+        raise ValueError(f"{checkpoint} holds a model of type {config.get('model_type')!r}, expected 'deem'.")
+    if out.exists():
+        if any(out.iterdir()) and not (out / "modeling_deem.py").is_file():
+            raise ValueError(f"{out} exists and is no repo folder of an earlier run. Name another with --out.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    for path in sorted({path for pattern in COPIED for path in checkpoint.glob(pattern) if path.is_file()}):
+        shutil.copy2(path, out / path.name)
+    for path in code_files():
+        shutil.copy2(path, out / path.name)
+    if (ROOT / "LICENSE").is_file():  # not where the package was installed as a wheel
+        shutil.copy2(ROOT / "LICENSE", out / "LICENSE")
+
+    write_json(out / "config.json", {**config, "auto_map": CONFIG_MAP})
+    processor = {**read_json(checkpoint / "processor_config.json"), "auto_map": PROCESSOR_MAP}
+    processor["image_processor"]["auto_map"] = {"AutoImageProcessor": IMAGE_PROCESSORS}
+    write_json(out / "processor_config.json", processor)
+
+
+# ---- the model card ---------------------------------------------------------------------------------------------------
+
+CARD = """---
+{metadata}
+---
+
+# {name}
+
+A [DEEM](https://arxiv.org/abs/2405.15232) model: a language model that reads and draws pictures, and whose image encoder
+was corrected by its own drawings.
+
+## How to load
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+model = AutoModelForImageTextToText.from_pretrained("{repo}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{repo}", trust_remote_code=True)
+
+chat = [{{"role": "user", "content": [{{"type": "image", "image": "a.png"}}, {{"type": "text", "text": "What is this?"}}]}}]
+pipe = pipeline("image-text-to-text", model="{repo}", trust_remote_code=True)
+pipe(text=chat, max_new_tokens=20, return_full_text=False)
+
+inputs = processor(text="a red circle", return_tensors="pt")
+model.generate_images(**inputs, num_inference_steps=25)  # (1, 3, H, H) in [0, 1]
+```
+
+With the package installed, `import modeling_deem` takes the place of `trust_remote_code=True`. Needs `torch`,
+`transformers>=5.23` and `diffusers>=0.42`.
+
+## Parts
+
+{parts}
+
+Pictures are read at {size} pixels{drawn}. One picture takes {image_tokens} image tokens.
+
+## Losses
+
+{losses}
+
+## Training data
+
+{data}
+
+## Evaluation
+
+{evaluation}
+
+## Limits
+
+The model repeats what its parts and its training data contain, errors and prejudices included. It has had no safety
+training: do not put its words or pictures before people without a check. It was tried on prompts like those it was
+trained on, and on no others.
+
+## Licences
+
+The code is under the Apache License 2.0. The weights are subject to the licences of the parts they grew from, as in the
+table above.
+"""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def parameter_counts(folder: Path) -> Counter:
+    """Parameters per part, from the headers of the weight files."""
+    counts: Counter = Counter()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as weights:
+            for name in weights.keys():
+                pieces = name.removeprefix("model.").split(".")
+                part = pieces[1] if pieces[0] == "image_decoder" else pieces[0]
+                counts[part] += math.prod(weights.get_slice(name).get_shape())
+    return counts
+
+
+def parts_table(folder: Path, config: dict[str, Any], licences: dict[str, str]) -> str:
+    """What the model is made of: kind, size and licence of each part."""
+    counts, decoder = parameter_counts(folder), config.get("image_decoder_config")
+    unknown = "not recorded"
+    parts = [
+        ("vision encoder", config["vision_config"]["model_type"], "vision_tower", "vision"),
+        ("language model", config["text_config"]["model_type"], "language_model", "text"),
+    ]
+    if decoder:
+        parts.append(("denoiser", decoder["denoiser"]["_class_name"], "denoiser", "diffusion"))
+        parts.append(("VAE", decoder["vae"]["_class_name"], "vae", "diffusion"))
+    rows = [(what, kind, f"{counts.pop(part, 0):,}", licences.get(key, unknown)) for what, kind, part, key in parts]
+    rows.append(("what joins them", "DEEM", f"{sum(counts.values()):,}", "as the whole"))
+    return table(("part", "kind", "parameters", "licence"), rows)
+
+
+def losses_table(config: dict[str, Any], trainer_state: dict[str, Any]) -> str:
+    """Weights of the three losses, and their last logged values where training left a log."""
+    kinds = {
+        "text_loss": "cross-entropy of the next token",
+        "image_loss": "drawing the next picture from the text before it",
+        "consistency_loss": "redrawing each picture from its own image tokens",
+    }
+    if not config.get("image_decoder_config"):
+        kinds = {"text_loss": kinds["text_loss"]}
+    rows = []
+    for name, what in kinds.items():
+        logged = [entry for entry in trainer_state.get("log_history", []) if name in entry]
+        last = f"{logged[-1][name]:.4g} at step {logged[-1]['step']}" if logged else "not recorded"
+        rows.append((name, what, config.get(f"{name}_weight", "default"), last))
+    return table(("loss", "what it asks", "weight", "last value"), rows)
+
+
+def evaluation_table(metrics: dict[str, Any]) -> str:
+    """Figures of `metrics.json`: either plain numbers, or `{what, value, chance, count}`."""
+    rows = []
+    for name, figure in metrics.items():
+        figure = figure if isinstance(figure, dict) else {"value": figure}
+        if isinstance(value := figure.get("value"), int | float):
+            rows.append((figure.get("what", name), f"{value:.4g}", figure.get("chance", ""), figure.get("count", "")))
+    return table(("figure", "value", "chance", "samples"), rows) if rows else "No figures were recorded."
+
+
+def find_record(checkpoint: Path, *names: str) -> dict[str, Any]:
+    """A JSON file that training or evaluation left with the checkpoint, or beside a `checkpoint-<step>`; {} if none."""
+    folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
+    paths = (folder / name for folder in folders for name in names)
+    return next((read_json(path) for path in paths if path.is_file()), {})
+
+
+def write_card(
+    folder: Path,
+    checkpoint: Path,
+    repo: str,
+    metrics: dict[str, Any],
+    licence: str = "other",
+    licences: dict[str, str] | None = None,
+    base_models: Sequence[str] = (),
+) -> None:
+    """Writes the model card README.md of a repo folder, from its config and from what training and evaluation left."""
+    config, processor = read_json(folder / "config.json"), read_json(folder / "processor_config.json")
+    size, target = (
+        f"{value['height']}x{value['width']}"
+        for value in (processor["image_processor"][key] for key in ("size", "target_size"))
+    )
+    data = find_record(checkpoint, "data_report.json")
+    sources = [(name, f"{counts['read']:,}", counts.get("dropped_by_rule", 0)) for name, counts in data.items()]
+    metadata = ModelCardData(
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["deem", "multimodal", "diffusion", "custom_code"],
+        base_model=list(base_models) or None,
+    )
+    card = CARD.format(
+        metadata=metadata.to_yaml(),
+        name=repo.rpartition("/")[2],
+        repo=repo,
+        parts=parts_table(folder, config, licences or {}),
+        size=size,
+        drawn=f" and drawn at {target}" if config.get("image_decoder_config") else "; this model does not draw",
+        image_tokens=processor["num_image_tokens"],
+        losses=losses_table(config, find_record(checkpoint, "trainer_state.json")),
+        data=table(("source", "samples read", "left out by rule"), sources) if sources else "Not recorded.",
+        evaluation=evaluation_table(metrics),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+# ---- the test ---------------------------------------------------------------------------------------------------------
+
+
+def probe(folder: Path, with_package: bool, drawing_steps: int, python: str = sys.executable) -> dict[str, Any]:
+    """Loads a folder in a process of its own and returns what it answered.
+
+    Args:
+        with_package: whether that process imports the package; otherwise it cannot.
+        drawing_steps: sampling steps of one picture; 0 for none.
+
+    Raises:
+        RuntimeError: if anything did not load or run, with the end of its output.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment |= {"HF_MODULES_CACHE": f"{elsewhere}/modules", "HF_HUB_OFFLINE": "1"}
+        if with_package:
+            environment["PYTHONPATH"] = str(ROOT)
+        mode = "package" if with_package else "remote"
+        result = subprocess.run(
+            [python, "-c", PROBE, str(folder.resolve()), mode, str(drawing_steps)],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    lines = [line for line in result.stdout.splitlines() if line.startswith("PROBE ")]
+    if result.returncode or not lines:
+        how = "with the package" if with_package else "with trust_remote_code=True and without the package"
+        raise RuntimeError(f"{folder} does not load {how}:\n{result.stderr[-3000:]}")
+    return json.loads(lines[0].removeprefix("PROBE "))
+
+
+def compare_probes(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raises `RuntimeError` where a folder's probe differs from the package's: classes, token ids, text, picture."""
+    for what in ("classes", "answers"):
+        if expected[what] != found[what]:
+            raise RuntimeError(f"{what} differ from the package's: {found[what]} instead of {expected[what]}.")
+    if expected["drawn"] is not None:
+        # Equal weights at other addresses in memory may differ in the last bits.
+        error = max(abs(a - b) for a, b in zip(expected["drawn"], found["drawn"], strict=True))
+        if error > 1e-3:
+            raise RuntimeError(f"The picture differs from the package's by {error:.1e}, expected at most 1e-3.")
+
+
+def check_repo(folder: Path, checkpoint: Path, drawing_steps: int = 2, python: str = sys.executable) -> None:
+    """Raises `RuntimeError` unless the folder, loaded by its own code, answers as the package does on the checkpoint."""
+    expected = probe(checkpoint, with_package=True, drawing_steps=drawing_steps)
+    compare_probes(expected, probe(folder, with_package=False, drawing_steps=drawing_steps, python=python))
+
+
+# ---- command line -----------------------------------------------------------------------------------------------------
+
+
+PARTS = ("vision", "text", "diffusion")
+
+
+def pairs(entries: Sequence[str]) -> dict[str, str]:
+    """["vision=mit", ...] -> {"vision": "mit"}."""
+    result = dict(entry.partition("=")[::2] for entry in entries)
+    if wrong := [entry for entry in entries if "=" not in entry or entry.partition("=")[0] not in PARTS]:
+        raise ValueError(f"--part-licences got {wrong}; expected PART=LICENCE with PART one of {', '.join(PARTS)}.")
+    return result
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="folder of model and processor")
+    parser.add_argument("--repo", required=True, help="name on the Hub, such as org/deem")
+    parser.add_argument("--private", action="store_true", help="create the repository private")
+    parser.add_argument("--dry-run", action="store_true", help="write and test the folder, upload nothing")
+    parser.add_argument("--out", type=Path, help="the folder to write; outputs/hub/<name> by default")
+    parser.add_argument("--metrics", type=Path, help="metrics.json of an evaluation, for the model card")
+    parser.add_argument("--licence", default="other", help="licence of the weights, a Hub identifier")
+    parser.add_argument("--part-licences", nargs="*", default=[], metavar="PART=LICENCE", help="of the three parts")
+    parser.add_argument("--base-models", nargs="*", default=[], metavar="REPO", help="the parts' names on the Hub")
+    parser.add_argument("--drawing-steps", type=int, default=2, help="of the picture drawn in the test; 0 for none")
+    parser.add_argument("--python", default=sys.executable, help="interpreter that tests the folder")
+    parser.add_argument("--allow-changed-code", action="store_true", help="upload although the code has changed")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Writes, tests and, unless told otherwise, uploads the repo folder; returns it."""
+    args = make_parser().parse_args(argv)
+    licences = pairs(args.part_licences)
+    changed = changed_code(args.checkpoint)
+    if changed is None:
+        print(f"Note: {args.checkpoint} does not say which code it was saved with (no code_digests.json).")
+    elif changed:
+        message = (
+            f"The code differs from what {args.checkpoint} was saved with: {', '.join(changed)}. Check out that "
+            "version, or retrain."
+        )
+        if not args.allow_changed_code:
+            raise SystemExit(f"{message} If the change does not concern this model, add --allow-changed-code.")
+        print(f"Warning: {message}")
+
+    out = args.out or Path("outputs/hub") / args.repo.rpartition("/")[2]
+    make_repo(args.checkpoint, out)
+    found = ("metrics.json", "evaluation/metrics.json", "../evaluation/metrics.json")
+    metrics = read_json(args.metrics) if args.metrics else find_record(args.checkpoint, *found)
+    write_card(out, args.checkpoint, args.repo, metrics, args.licence, licences, args.base_models)
+    print(f"Wrote {out}. Testing it without the packages.")
+    check_repo(out, args.checkpoint, args.drawing_steps, args.python)
+    print("It loads, and it answers as the package does.")
+    if unknown := [part for part in PARTS if part not in licences]:
+        print(f"Note: the model card has no licence for {', '.join(unknown)}; give --part-licences PART=LICENCE.")
+    if not args.dry_run:
+        api = HfApi()
+        api.create_repo(args.repo, private=args.private, exist_ok=True)
+        commit = api.upload_folder(folder_path=out, repo_id=args.repo, commit_message="Upload DEEM")
+        print(f"Uploaded: {commit.commit_url}")
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""The repo folder: what lies in it, that it loads without the package and answers the same, and what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import build_tokenizer
+from deem_fixtures import STRUCTURE, Q, tiny_model
+from transformers import ConvNextImageProcessorPil
+
+import hub_upload
+from processing import DeemProcessor
+
+CLASSES = ["DeemProcessor", "DeemImageProcessorPil", *["DeemForConditionalGeneration"] * 3, "DeemProcessor"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny model and its processor as training leaves them: sharded, with the trainer's files."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint-7"
+    model = tiny_model()
+    model.generation_config.suppress_tokens = STRUCTURE
+    model.generation_config.pad_token_id = model.config.pad_token_id
+    model.save_pretrained(folder, max_shard_size="300KB")
+    DeemProcessor.from_parts(
+        ConvNextImageProcessorPil(size={"shortest_edge": 64}), build_tokenizer(), num_image_tokens=Q, target_size=64
+    ).save_pretrained(folder)
+    (folder / "optimizer.pt").write_bytes(b"not for the Hub")
+    state = {"log_history": [{"step": 7, "text_loss": 1.25}, {"step": 7, "eval_loss": 2.0}]}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    report = {"photos/*.tar": {"read": 1234, "dropped_by_rule": 5, "skipped": {}}}
+    (folder.parent / "data_report.json").write_text(json.dumps(report))
+    (folder / "metrics.json").write_text(json.dumps({"colour": {"what": "colours named", "value": 0.5, "count": 10}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repo(checkpoint, tmp_path_factory) -> Path:
+    """The folder as a dry run writes and tests it."""
+    out = tmp_path_factory.mktemp("hub") / "deem"
+    licences = ["--part-licences", "vision=mit", "text=apache-2.0"]
+    return hub_upload.main([str(checkpoint), "--repo", "org/deem", "--dry-run", "--out", str(out), *licences])
+
+
+def test_the_folder_is_flat_and_whole(repo, checkpoint) -> None:
+    names = {path.name for path in repo.iterdir()}
+    assert all(path.is_file() for path in repo.iterdir())
+    assert {path.name for path in hub_upload.code_files()} <= names
+    assert {path.name for path in checkpoint.glob("*.safetensors*")} <= names and len(names) > 25
+    assert {"chat_template.jinja", "tokenizer.json", "README.md", "LICENSE", "generation_config.json"} <= names
+    assert not names & {"optimizer.pt", "trainer_state.json", "__init__.py", "data_report.json"}
+
+
+def test_every_auto_class_has_an_entry(repo) -> None:
+    maps = [json.loads((repo / name).read_text()) for name in ("config.json", "processor_config.json")]
+    assert {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor"} <= set(maps[0]["auto_map"])
+    assert set(maps[1]["auto_map"]["AutoImageProcessor"]) == {"pil", "torchvision"}
+    references = [value for value in maps[0]["auto_map"].values() if isinstance(value, str)]
+    for reference in [*references, *maps[1]["image_processor"]["auto_map"]["AutoImageProcessor"].values()]:
+        file, _, name = reference.partition(".")
+        assert f"class {name}(" in (repo / f"{file}.py").read_text()
+
+
+def test_the_card_tells_what_is_known(repo) -> None:
+    card = (repo / "README.md").read_text()
+    for expected in (
+        "library_name: transformers",
+        "| vision encoder | convnext |",
+        "| mit |",
+        "| not recorded |",  # the diffusion part's licence
+        "| text_loss | cross-entropy of the next token | 1.0 | 1.25 at step 7 |",
+        "| photos/*.tar | 1,234 | 5 |",
+        "| colours named | 0.5 |  | 10 |",
+        'from_pretrained("org/deem", trust_remote_code=True)',
+    ):
+        assert expected in card, expected
+    total = sum(hub_upload.parameter_counts(repo).values())
+    assert total == sum(parameter.numel() for parameter in tiny_model().parameters())
+
+
+def test_a_second_dry_run_replaces_the_folder_and_nothing_else(repo, checkpoint, tmp_path) -> None:
+    copy = tmp_path / "again"
+    shutil.copytree(repo, copy)
+    (copy / "stale_deem.py").touch()
+    hub_upload.make_repo(checkpoint, copy)
+    assert not (copy / "stale_deem.py").exists()
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ValueError, match="no repo folder"):
+        hub_upload.make_repo(checkpoint, tmp_path)
+
+
+def test_a_folder_that_does_not_load_is_refused(repo, tmp_path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(repo, broken)
+    (broken / "losses_deem.py").unlink()
+    with pytest.raises(RuntimeError, match="(?s)does not load with trust_remote_code.*losses_deem"):
+        hub_upload.probe(broken, with_package=False, drawing_steps=0)
+
+
+def test_differences_are_refused() -> None:
+    expected = {"classes": CLASSES, "answers": [[[1, 2]], "text"], "drawn": [0.5, 0.25]}
+    hub_upload.compare_probes(expected, {**expected, "drawn": [0.5, 0.25 + 1e-5]})
+    for change in ({"answers": [[[1, 3]], "text"]}, {"classes": CLASSES[:-1]}, {"drawn": [0.5, 0.26]}):
+        with pytest.raises(RuntimeError, match="package"):
+            hub_upload.compare_probes(expected, {**expected, **change})
+
+
+def test_changed_code_is_named_and_stops_unless_allowed(checkpoint, tmp_path) -> None:
+    assert hub_upload.changed_code(checkpoint) == []
+    copy = tmp_path / "old"
+    shutil.copytree(checkpoint, copy)
+    digests = json.loads((copy / "code_digests.json").read_text())
+    assert set(digests) == {path.name for path in hub_upload.code_files()}
+    (copy / "code_digests.json").write_text(json.dumps({**digests, "losses_deem.py": "0"}))
+    with pytest.raises(SystemExit, match="losses_deem.py.*--allow-changed-code"):
+        hub_upload.main([str(copy), "--repo", "org/deem", "--dry-run", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    (copy / "code_digests.json").unlink()
+    assert hub_upload.changed_code(copy) is None
+
+
+def test_incomplete_checkpoints_are_refused(checkpoint, tmp_path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(ValueError, match="lacks config.json.*safetensors.*adapter: merge it"):
+        hub_upload.make_repo(tmp_path, tmp_path / "out")
+    copy = tmp_path / "other"
+    shutil.copytree(checkpoint, copy)
+    (copy / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ValueError, match="'llava', expected 'deem'"):
+        hub_upload.make_repo(copy, tmp_path / "out")
+    with pytest.raises(ValueError, match="PART=LICENCE"):
+        hub_upload.pairs(["sight=mit"])
+
+
+class RecordingApi:
+    """The Hub's client without the Hub."""
+
+    calls: list[str] = []
+
+    def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
+        self.calls.append(f"create {repo} private={private}")
+
+    def upload_folder(self, folder_path: Path, repo_id: str, commit_message: str):
+        self.calls.append(f"upload {folder_path.name}")
+        return type("Commit", (), {"commit_url": "url"})
+
+
+def test_nothing_is_uploaded_unless_the_test_passes(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(hub_upload, "HfApi", RecordingApi)
+    monkeypatch.setattr(RecordingApi, "calls", [])
+    arguments = [str(checkpoint), "--repo", "org/deem", "--private", "--out", str(tmp_path / "deem")]
+    code = hub_upload.PROBE
+    monkeypatch.setattr(hub_upload, "PROBE", "raise ImportError('no such thing')")
+    with pytest.raises(RuntimeError, match="no such thing"):
+        hub_upload.main(arguments)
+    assert RecordingApi.calls == []
+    answer = json.dumps({"classes": CLASSES, "answers": [], "drawn": None})
+    monkeypatch.setattr(hub_upload, "PROBE", f"print('PROBE ' + {answer!r})")
+    hub_upload.main(arguments)
+    assert RecordingApi.calls == ["create org/deem private=True", "upload deem"] and code != hub_upload.PROBE
+
+
+def test_help_from_anywhere(tmp_path) -> None:
+    script = Path(hub_upload.__file__)
+    result = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, env=os.environ.copy()
+    )
+    assert result.returncode == 0 and "--dry-run" in result.stdout
