@@ -68,6 +68,8 @@ class DeemPreTrainedModel(PreTrainedModel):
                 module.null_value.requires_grad_(module.train_null_value)
             elif getattr(module, "_is_fixed", False):
                 module.requires_grad_(False)
+            elif isinstance(mask_token := getattr(module, "mask_token", None), nn.Parameter):
+                mask_token.requires_grad_(False)  # of a ViT's pretraining; no picture here has masked patches
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,16 +1,26 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """A first DEEM from three pretrained parts: vision encoder, language model, diffusion pipeline."""
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPTextModel,
+    ImageProcessingMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import logging as transformers_logging
 
 from .configuration_deem import DeemConfig
 from .text_deem import attention_output_name, embedding_name
+from .vision_deem import is_staged, pyramid_sides
 
 # In the order in which they enter the vocabulary (spec section 1, "Special tokens").
 NEW_TOKENS = ("<|startofimage|>", "<image>", "<ref>", "</ref>", "<box>", "</box>")
@@ -41,6 +51,33 @@ def null_condition(diffusion: str, num_tokens: int) -> torch.Tensor:
         return text_encoder(input_ids=inputs["input_ids"]).last_hidden_state
 
 
+def load_encoder(vision: str) -> PreTrainedModel:
+    """The vision encoder of a checkpoint; of a CLIP-like pair the half that sees."""
+    encoder = AutoModel.from_pretrained(vision)
+    if hasattr(encoder.config, "text_config") and hasattr(encoder.config, "vision_config"):
+        encoder = encoder.vision_model
+    is_staged(encoder.config)  # raises for families that do not fit
+    return encoder
+
+
+def encoder_image_size(vision: str) -> int:
+    """Side, in pixels, of the pictures that a checkpoint's image processor makes (they are square for DEEM).
+
+    Raises:
+        ValueError: it names no size.
+    """
+    # As plain values: some image processors exist for torchvision only.
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(vision)
+    cropped = settings.get("do_center_crop") and settings.get("crop_size")
+    size = cropped or settings.get("size") or {}
+    size = {"height": size} if isinstance(size, int) else size
+    if side := size.get("height") or size.get("shortest_edge"):
+        return side
+    if "max_num_patches" in settings:  # SigLIP 2 keeps proportions; of a square picture it makes
+        return math.isqrt(settings["max_num_patches"]) * settings["patch_size"]
+    raise ValueError(f"The image processor of {vision} names no size: {settings}. Give image_size.")
+
+
 def drawn_size(diffusion: str) -> int:
     """Side of the pictures, in pixels, that a diffusers pipeline folder draws."""
     latent_side = UNet2DConditionModel.load_config(diffusion, subfolder="unet")["sample_size"]
@@ -56,6 +93,7 @@ class ComposeMixin:
         diffusion: str,
         num_image_tokens: int = 77,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        image_size: int | None = None,
         **config_overrides,
     ):
         """Composes a model from three checkpoints or folders; everything that joins them starts fresh.
@@ -64,20 +102,21 @@ class ComposeMixin:
         denoises what the denoiser alone denoises.
 
         Args:
-            vision: an encoder with four stages, with its image processor.
+            vision: an encoder of a supported family, alone or in a CLIP-like pair, with its image processor.
             text: a causal language model with its tokenizer.
             diffusion: a folder laid out as a diffusers pipeline: unet, vae, scheduler, text_encoder, tokenizer.
             num_image_tokens: Q, image tokens per image and condition tokens of the image decoder.
             tokenizer: the processor's; by default the language model's own with `NEW_TOKENS` added. Tokens that the
                 language model's own tokenizer lacks start with embeddings N(0, initializer_range), output weights 0
                 and output bias -5.
+            image_size: side of the encoder's pictures in pixels; by default that of its image processor.
             config_overrides: further fields of `DeemConfig`; dicts for `perceiver_config` and `image_decoder_config`
                 are merged into what follows from the parts.
 
         Returns:
             The model, in evaluation mode. Its processor: `DeemProcessor.from_parts`.
         """
-        encoder = AutoModel.from_pretrained(vision)
+        encoder = load_encoder(vision)
         language_model = AutoModelForCausalLM.from_pretrained(text)
         attention_output_name(language_model.config)  # raises for families that do not fit
         unet = UNet2DConditionModel.from_pretrained(diffusion, subfolder="unet")
@@ -94,8 +133,7 @@ class ComposeMixin:
         text_config = language_model.config
         old_vocabulary, width = language_model.get_input_embeddings().weight.shape
         text_config.vocab_size = max(old_vocabulary, len(tokenizer))
-        image_size = encoder.config.image_size
-        sides = [image_size // stride for stride in (4, 8, 16, 32)]
+        sides = pyramid_sides(encoder.config, image_size or encoder_image_size(vision))
         perceiver_config = {"num_queries": num_image_tokens, **config_overrides.pop("perceiver_config", {})}
         decoder_config = {
             "denoiser": diffusers_config(unet),

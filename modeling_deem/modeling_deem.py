@@ -93,6 +93,7 @@ class DeemModel(DeemPreTrainedModel):
         )
         self.start_of_image = nn.Parameter(torch.zeros(1, hidden_size))
         self.post_init()
+        self.freeze_fixed_parts()
 
     def get_image_features(
         self, pixel_values: torch.Tensor, region_masks: torch.Tensor | None = None, **kwargs

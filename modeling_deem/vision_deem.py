@@ -10,7 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel
+from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 from transformers.utils import ModelOutput
+
+# Encoders in stages, fine to coarse at strides 4, 8, 16 and 32, and what to ask them for besides hidden states.
+STAGED_ENCODERS: dict[str, dict[str, bool]] = {
+    "convnext": {},
+    "convnextv2": {},
+    "dinov3_convnext": {},
+    "resnet": {},
+    "swin": {"output_hidden_states_before_downsampling": True},
+}
+# Plain ViTs, and what to ask them for: position embeddings at any input size are not everybody's default.
+PLAIN_ENCODERS: dict[str, dict[str, bool]] = {
+    "clip_vision_model": {"interpolate_pos_encoding": True},
+    "dinov2": {},
+    "dinov2_with_registers": {},
+    "dinov3_vit": {},
+    "siglip2_vision_model": {},
+    "siglip_vision_model": {"interpolate_pos_encoding": True},
+}
+NUM_LEVELS = 4
 
 # Side that a mask is reduced to before its shape becomes a token (spec section 2, step 7).
 _MASK_SHAPE_SIDE = 112
@@ -49,6 +69,75 @@ def resize_region_masks(masks: torch.Tensor, size: tuple[int, int], mode: str = 
         masks.float(), size=size, mode="bilinear", align_corners=False, antialias=mode == "antialias"
     )
     return (masks > 0).float()
+
+
+def is_staged(vision_config) -> bool:
+    """Whether an encoder gives stage maps itself; a plain ViT gives one map.
+
+    Raises:
+        ValueError: an encoder of another family.
+    """
+    kind = vision_config.model_type
+    if kind not in STAGED_ENCODERS and kind not in PLAIN_ENCODERS:
+        raise ValueError(
+            f"Vision encoders of type {kind!r} are not supported. Supported: {', '.join(sorted(STAGED_ENCODERS))}, "
+            f"and as plain ViTs {', '.join(sorted(PLAIN_ENCODERS))}."
+        )
+    return kind in STAGED_ENCODERS
+
+
+def stage_widths(vision_config) -> list[int]:
+    """Channels of the four stage maps of an encoder in stages.
+
+    Raises:
+        ValueError: another number of stages.
+    """
+    widths = getattr(vision_config, "hidden_sizes", None)
+    if vision_config.model_type == "swin":
+        widths = [vision_config.embed_dim * 2**stage for stage in range(len(vision_config.depths))]
+    if widths is None or len(widths) != NUM_LEVELS:
+        raise ValueError(
+            f"The vision encoder {vision_config.model_type!r} has stages of widths {widths}; DEEM needs {NUM_LEVELS}, at "
+            "strides 4, 8, 16 and 32."
+        )
+    return list(widths)
+
+
+def pyramid_sides(vision_config, image_size: int) -> list[int]:
+    """Sides of the four pyramid levels, fine to coarse, for pictures of `image_size` pixels."""
+    if is_staged(vision_config):
+        return [image_size // stride for stride in (4, 8, 16, 32)]
+    grid = image_size // vision_config.patch_size
+    return [4 * grid, 2 * grid, grid, grid // 2]
+
+
+class DeemSimplePyramid(nn.Module):
+    """Four levels from the one map of a plain ViT, at 1/4, 1/2, 1 and 2 times its stride (ViTDet, Li et al. 2022).
+
+    As there: two transposed convolutions, one, none, and max pooling. The convolutions that follow in ViTDet are the
+    tower's `level_projections` (1x1) and, for its 3x3, the synchronisers, which sample between cells themselves.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.widths = [size // 4, size // 2, size, size]
+        self.levels = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.ConvTranspose2d(size, size // 2, kernel_size=2, stride=2),
+                    VitDetLayerNorm(size // 2),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(size // 2, size // 4, kernel_size=2, stride=2),
+                ),
+                nn.ConvTranspose2d(size, size // 2, kernel_size=2, stride=2),
+                nn.Identity(),
+                nn.MaxPool2d(kernel_size=2, stride=2),
+            ]
+        )
+
+    def forward(self, grid: torch.Tensor) -> list[torch.Tensor]:
+        """The last map (N, W, g, g) -> levels (N, widths[i], side, side), sides 4g, 2g, g, g // 2."""
+        return [level(grid) for level in self.levels]
 
 
 @dataclass
@@ -97,25 +186,21 @@ class DeemRegionTokens(nn.Module):
 class DeemVisionTower(nn.Module):
     """Vision encoder with a projected feature pyramid.
 
-    The encoder must give four stage maps at strides 4, 8, 16 and 32 and a pooled vector (ConvNeXt and its kin). The
+    An encoder in stages gives the four maps itself; from the last map of a plain ViT `simple_pyramid` makes them. The
     third map and the pooled vector become the grid tokens; the projected maps with 2-D sin-cos positions are the
-    image features that language model and denoiser look into.
+    image features that language model and denoiser look into. An encoder without pooled vector lends its first token
+    (CLS) if it has tokens besides the patches, else the mean of the patches.
     """
 
-    num_levels = 4
     grid_level = 2
 
     def __init__(self, config):
         super().__init__()
         self.region_mask_resize = config.region_mask_resize
-        size = config.feature_size
-        self.encoder = AutoModel.from_config(config.vision_config)
-        widths = getattr(config.vision_config, "hidden_sizes", None)
-        if widths is None or len(widths) != self.num_levels:
-            raise ValueError(
-                f"The vision encoder {config.vision_config.model_type!r} does not give the {self.num_levels} stage "
-                f"maps of a hierarchical encoder (hidden_sizes is {widths}). Supported: convnext, convnextv2."
-            )
+        size, vision_config = config.feature_size, config.vision_config
+        self.simple_pyramid = None if is_staged(vision_config) else DeemSimplePyramid(vision_config.hidden_size)
+        widths = stage_widths(vision_config) if self.simple_pyramid is None else self.simple_pyramid.widths
+        self.encoder = AutoModel.from_config(vision_config)
         self.level_projections = nn.ModuleList(nn.Linear(width, size) for width in widths)
         self.pooled_projection = nn.Linear(widths[-1], size)
         self.position_projection = nn.Linear(size, size)
@@ -129,20 +214,41 @@ class DeemVisionTower(nn.Module):
         """The sin-cos table, (grid side squared, E); `_init_weights` restores the buffer from it."""
         return sincos_positions_2d(self.position_grid_side, self.level_projections[0].out_features)
 
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], torch.Tensor, ModelOutput]:
+        """Pixels (N, 3, h, w) -> four maps (N, W_i, side, side), pooled vector (N, W), the encoder's own output."""
+        kind = self.encoder.config.model_type
+        if self.simple_pyramid is None:
+            kwargs["output_hidden_states"] = True
+            outputs = self.encoder(pixel_values, **STAGED_ENCODERS[kind], **kwargs)
+            maps = getattr(outputs, "reshaped_hidden_states", None) or outputs.hidden_states
+            return maps[-NUM_LEVELS:], outputs.pooler_output.flatten(1), outputs
+
+        patch = self.encoder.config.patch_size
+        height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+        if kind == "siglip2_vision_model":  # takes patches, each as (row, column, channel)
+            pixel_values = pixel_values[..., : height * patch, : width * patch].unfold(2, patch, patch)
+            pixel_values = pixel_values.unfold(3, patch, patch).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+            kwargs["pixel_attention_mask"] = torch.ones_like(pixel_values[..., 0], dtype=torch.long)
+            kwargs["spatial_shapes"] = torch.tensor([[height, width]] * len(pixel_values))
+        outputs = self.encoder(pixel_values, **PLAIN_ENCODERS[kind], **kwargs)
+        states, count = outputs.last_hidden_state, height * width  # [N, CLS and registers + patches, W]
+        grid = states[:, -count:]
+        pooled = outputs.pooler_output
+        if pooled is None:
+            pooled = states[:, 0] if states.shape[1] > count else grid.mean(1)
+        return self.simple_pyramid(grid.transpose(1, 2).unflatten(2, (height, width))), pooled, outputs
+
     def forward(
         self, pixel_values: torch.Tensor, region_masks: torch.Tensor | None = None, **kwargs
     ) -> DeemVisionOutput:
         """pixel_values (N, 3, h, w), region_masks (N, 1, h, w) in {0, 1} or None for whole images."""
-        wants_states = kwargs.pop("output_hidden_states", None)
-        outputs = self.encoder(pixel_values, output_hidden_states=True, **kwargs)
-
-        # 1. Stage maps and the pooled vector, projected to one width.
-        stages = outputs.hidden_states[-self.num_levels :]
+        # 1. Four maps and the pooled vector, projected to one width.
+        stages, pooled, outputs = self.encode(pixel_values, **kwargs)
         maps = [
             projection(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # [N, E, side, side]
             for projection, stage in zip(self.level_projections, stages, strict=True)
         ]
-        pooled = self.pooled_projection(outputs.pooler_output.flatten(1))[:, None]  # [N, 1, E]
+        pooled = self.pooled_projection(pooled)[:, None]  # [N, 1, E]
         tokens = torch.cat([pooled, maps[self.grid_level].flatten(2).transpose(1, 2)], dim=1)  # [N, 1 + g*g, E]
 
         # 2. Positions on both; the pooled token has none.
@@ -165,15 +271,20 @@ class DeemVisionTower(nn.Module):
             grid_tokens=tokens,
             image_features=image_features,
             last_hidden_state=outputs.last_hidden_state,
-            hidden_states=outputs.hidden_states if wants_states else None,
+            hidden_states=outputs.hidden_states if kwargs.get("output_hidden_states") else None,
             attentions=getattr(outputs, "attentions", None),
         )
 
 
 __all__ = [
+    "PLAIN_ENCODERS",
+    "STAGED_ENCODERS",
     "DeemRegionTokens",
+    "DeemSimplePyramid",
     "DeemVisionOutput",
     "DeemVisionTower",
+    "is_staged",
+    "pyramid_sides",
     "resize_positions",
     "resize_region_masks",
     "sincos_positions_1d",

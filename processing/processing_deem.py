@@ -4,6 +4,7 @@
 import copy
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -316,6 +317,9 @@ def _puts_bos_and_no_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _encoder_size(image_processor: BaseImageProcessor) -> dict[str, int]:
     """Height and width of an encoder's pictures: what its own image processor would return."""
+    if hasattr(image_processor, "max_num_patches"):  # SigLIP 2 keeps proportions; of a square picture it makes
+        side = math.isqrt(image_processor.max_num_patches) * image_processor.patch_size
+        return {"height": side, "width": side}
     size = dict(image_processor.size)
     if image_processor.do_center_crop and getattr(image_processor, "crop_size", None):
         size = dict(image_processor.crop_size)

@@ -2,7 +2,9 @@
 """Three pretrained parts -> one model that at first does what each part did alone."""
 
 import copy
+import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_tokenizer
@@ -10,15 +12,22 @@ from deem_fixtures import SCHEDULER, SIDE, TEXT, UNET, VAE, VISION, tensors_of, 
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    BitImageProcessorPil,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     ConvNextImageProcessorPil,
     GenerationConfig,
+    Siglip2ImageProcessorPil,
 )
 
 from modeling_deem import DeemForConditionalGeneration
+from modeling_deem.composing_deem import encoder_image_size
 from processing import DeemProcessor
 
 OLD_VOCABULARY = 259
@@ -209,6 +218,72 @@ def test_a_composed_model_learns_from_all_three_losses(parts) -> None:
     outputs.loss.backward()
     assert min(outputs.text_loss, outputs.image_loss, outputs.consistency_loss) > 0
     assert model.model.vision_tower.encoder.embeddings.patch_embeddings.weight.grad.abs().max() > 0
+
+
+def save_vision(folder, family: str) -> None:
+    """An encoder as its own library saves it, with an image processor of mean 0.1, 0.2, 0.3 for 64 pixels."""
+    numbers = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    tiny = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    tiny |= {"patch_size": 16, "image_size": SIDE}
+    crop = {"do_center_crop": True, "size": {"shortest_edge": 70}, "crop_size": {"height": SIDE, "width": SIDE}}
+    if family == "clip":  # a pair: its text half is left out
+        text = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        model = CLIPModel(CLIPConfig(text_config={**text, "num_attention_heads": 4}, vision_config=tiny))
+        processor = CLIPImageProcessorPil(**crop, **numbers)
+    elif family == "dinov2":  # trained on larger pictures than its image processor makes
+        model = AutoModel.from_config(AutoConfig.for_model("dinov2", **{**tiny, "image_size": 128}, mlp_ratio=2))
+        processor = BitImageProcessorPil(**crop, **numbers)
+    elif family == "siglip2":
+        vision = AutoConfig.for_model("siglip2_vision_model", **tiny, num_patches=16)
+        model, processor = AutoModel.from_config(vision), Siglip2ImageProcessorPil(max_num_patches=16, **numbers)
+    else:  # its config knows no picture size
+        sizes = {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "embedding_size": 8, "layer_type": "basic"}
+        model = AutoModel.from_config(AutoConfig.for_model("resnet", **sizes))
+        processor = ConvNextImageProcessorPil(size={"shortest_edge": SIDE}, **numbers)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["clip", "dinov2", "resnet", "siglip2"])
+def test_encoders_bring_their_weights_and_the_numbers_of_their_image_processor(parts, tmp_path, family: str) -> None:
+    save_vision(tmp_path, family)
+    model = compose({**parts, "vision": str(tmp_path)})
+    encoder = AutoModel.from_pretrained(tmp_path)
+    assert_inside(getattr(encoder, "vision_model", encoder), model.model.vision_tower.encoder)
+    assert list(model.config.image_decoder_config.feature_sides) == [16, 8, 4, 2]
+    assert model.config.position_grid_side == 4
+
+    own = AutoImageProcessor.from_pretrained(tmp_path)
+    processor = DeemProcessor.from_parts(own, build_tokenizer(), num_image_tokens=4, target_size=SIDE)
+    images = processor.image_processor
+    assert dict(images.size) == {"height": SIDE, "width": SIDE}
+    assert (list(images.image_mean), list(images.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    picture = np.full((50, 90, 3), 51, dtype=np.uint8)
+    inputs = processor(text="<image>", images=picture, return_tensors="pt")
+    expected = (0.2 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.4, 0.5, 0.6])
+    torch.testing.assert_close(inputs.pixel_values, expected[None, :, None, None].expand(1, 3, SIDE, SIDE))
+    with torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_sizes_of_image_processors_that_cannot_be_built_here(tmp_path) -> None:
+    # DINOv3's exists for torchvision only; its numbers are read all the same.
+    settings = {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": 224, "width": 224}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, "do_center_crop": None}))
+    assert encoder_image_size(str(tmp_path)) == 224
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_resize": False}))
+    with pytest.raises(ValueError, match="names no size.*image_size"):
+        encoder_image_size(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt_neox"])
+def test_families_with_other_names_or_scaled_embeddings(parts, tmp_path, family: str) -> None:
+    save_text(tmp_path, model_type=family)
+    model, plain = compose({**parts, "text": str(tmp_path)}), AutoModelForCausalLM.from_pretrained(tmp_path)
+    batch = tiny_batch("btttttt", targets=False)
+    with torch.no_grad():
+        ours, theirs = model(**batch).logits[..., :OLD_VOCABULARY], plain(**batch).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["head of its own", "tied head"])
