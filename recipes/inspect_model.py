@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
-from recipes.trainer import first_new_token, freeze_parts, parameter_groups, parts_table, train_only_new_rows
+from recipes.groups import OLD_ROWS, freeze_parts, parameter_groups, parts_table
 
 # ConvNeXt-B-CLIP, Vicuna-7B-v1.5 with 6 new tokens, SD-2.1-base; all else are the defaults of `DeemConfig`: 77 tokens,
 # 12-layer perceiver, image attention in every 4th layer.
@@ -48,7 +48,7 @@ class Stage:
     """A training stage of the paper.
 
     Attributes:
-        freeze: parts that do not train, as in the recipes; of `lm_head` only the rows of new tokens ever train.
+        freeze: parts that do not train, as in the recipes.
         changes: fields of the configuration that differ from the first stage's.
         paper: trained parameters according to the paper.
     """
@@ -62,11 +62,13 @@ class Stage:
 STAGES = [
     Stage("1 alignment", ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"], "494.9 M"),
     Stage(
-        "2 image-text SFT", ["model.vision_tower.encoder", "image_decoder.denoiser", "image_decoder.vae"], "about 7 B"
+        "2 image-text SFT",
+        ["model.vision_tower.encoder", "image_decoder.denoiser", "image_decoder.vae", OLD_ROWS],
+        "about 7 B",
     ),
     Stage(
         "3 mask-text SFT",
-        ["model.vision_tower.encoder"],
+        ["model.vision_tower.encoder", OLD_ROWS],
         "about 7 B",
         {"use_region_tokens": True, "image_decoder_config": None},
     ),
@@ -83,7 +85,6 @@ def stage_table(fields: dict[str, Any], stage: Stage) -> dict[str, dict[str, Any
     """Trainable and frozen parameters of each part in one stage."""
     model = build(DeemConfig(**{**fields, **stage.changes}))
     freeze_parts(model, stage.freeze)
-    train_only_new_rows(model.lm_head, first_new_token(model))
     return parts_table(model, parameter_groups(model, None, lr=1e-4, weight_decay=0.05))
 
 

@@ -1,28 +1,27 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """`DeemTrainer`: transformers' Trainer with named losses, named parameter groups, and checkpoints that survive SIGKILL."""
 
-import difflib
 import json
 import math
 import os
-import re
 import statistics
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from recipes.data.reading import DataReport
+from recipes.groups import format_parts, freeze_parts, parameter_groups, parts_table
+from recipes.scaling import LOSSES, loss_counts, same_way
 
-LOSSES = ("text_loss", "image_loss", "consistency_loss")
 COMPLETE = "complete"  # the file that says: everything of this checkpoint is on disk
 
 
@@ -45,6 +44,10 @@ class DeemTrainingArguments(TrainingArguments):
     accelerator_config: dict | str | None = field(
         default_factory=lambda: {"dispatch_batches": False}, metadata={"help": "Options of accelerate."}
     )
+    # Batches of words alone leave the parts for pictures unused.
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "Let DDP look for parameters without gradient in every step."}
+    )
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where logs go."})
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "Names of parts that do not train, e.g. model.language_model."}
@@ -60,165 +63,6 @@ class DeemTrainingArguments(TrainingArguments):
         if isinstance(self.groups, str):
             self.groups = json.loads(self.groups)
         super().__post_init__()
-
-
-# ---- parts by name ----
-
-
-def match_parameters(pattern: str, names: Iterable[str]) -> list[str]:
-    """Names that contain `pattern` as whole dotted components; `*` and `?` stand for anything within it.
-
-    `gate` matches `model.image_attention.0.gate`, not `mlp.gate_proj.weight`; `gate*` matches both.
-
-    Raises:
-        ValueError: if nothing matches, offering near names.
-    """
-    names = list(names)
-    inner = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
-    regex = re.compile(rf"(?:.*\.)?{inner}(?:\..*)?\Z")
-    found = [name for name in names if regex.match(name)]
-    if not found:
-        known = {
-            ".".join(parts[i:j])
-            for parts in map(lambda name: name.split("."), names)
-            for i in range(len(parts))
-            for j in range(i + 1, len(parts) + 1)
-        }
-        near = difflib.get_close_matches(pattern, sorted(known, key=len), n=3, cutoff=0.5)
-        hint = (
-            f"Did you mean {', '.join(map(repr, near))}?"
-            if near
-            else f"Parts: {', '.join(sorted(set(map(part_of, names))))}."
-        )
-        raise ValueError(f"The name {pattern!r} matches none of the {len(names)} parameters of the model. {hint}")
-    return found
-
-
-def part_of(name: str) -> str:
-    """The part a parameter belongs to: a child of the model, and of the image decoder."""
-    pieces = name.removeprefix("model.").split(".")
-    return ".".join(pieces[: 2 if pieces[0] == "image_decoder" else 1])
-
-
-def freeze_parts(model: PreTrainedModel, patterns: Iterable[str]) -> None:
-    """Switch off the gradients of all parameters that a pattern names.
-
-    With a frozen language model, the output rows of the tokens that DEEM added are trained all the same (see
-    `train_only_new_rows`), unless `lm_head` is named too.
-
-    Raises:
-        ValueError: if a pattern matches no parameter.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    frozen = {name for pattern in patterns for name in match_parameters(pattern, parameters)}
-    for name in frozen:
-        parameters[name].requires_grad_(False)
-    if all(not parameter.requires_grad for parameter in model.model.language_model.parameters()):
-        if "lm_head.weight" not in frozen:
-            train_only_new_rows(model.lm_head, first_new_token(model))
-
-
-def first_new_token(model: PreTrainedModel) -> int:
-    """Size of the language model's own vocabulary: DEEM's tokens were added behind it."""
-    return min(model.config.image_token_id, model.config.start_of_image_token_id)
-
-
-def train_only_new_rows(lm_head: nn.Module, first_new_row: int) -> None:
-    """Let weight and bias rows from `first_new_row` on train, and keep the others bit for bit as they are.
-
-    The gradient of the old rows is zeroed, so AdamW's moments for them stay 0. Weight decay would still move them:
-    `parameter_groups` gives marked parameters none.
-    """
-    for parameter in lm_head.parameters():
-        parameter.requires_grad_(True)
-        parameter.first_new_row = first_new_row
-        keep = torch.arange(parameter.shape[0], device=parameter.device) >= first_new_row
-        keep = keep.view(-1, *[1] * (parameter.dim() - 1))
-        parameter.register_hook(lambda grad, keep=keep: grad * keep.to(grad))
-
-
-def no_decay_names(model: nn.Module) -> set[str]:
-    """Biases, and every parameter of a normalisation layer."""
-    return {
-        name
-        for prefix, module in model.named_modules()
-        for name, _ in module.named_parameters(prefix, recurse=False)
-        if name.endswith("bias") or "norm" in type(module).__name__.lower()
-    }
-
-
-def parameter_groups(
-    model: nn.Module, groups: dict[str, dict[str, float]] | None, lr: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Optimiser groups of the trainable parameters; the first matching name wins.
-
-    Args:
-        groups: `{pattern: {"lr": float, "weight_decay": float}}`, each value optional.
-        lr, weight_decay: for what no pattern matches.
-
-    Returns:
-        groups with `params`, `names`, `lr`, `weight_decay`. Parameters of equal settings share a group.
-
-    Raises:
-        ValueError: for a pattern that matches no parameter, or an unknown setting.
-    """
-    parameters = dict(model.named_parameters())
-    settings = dict.fromkeys(parameters, (lr, weight_decay))
-    for pattern, setting in reversed((groups or {}).items()):
-        if unknown := set(setting) - {"lr", "weight_decay"}:
-            raise ValueError(f"Group {pattern!r} has unknown settings {sorted(unknown)}: give lr and/or weight_decay.")
-        chosen = (float(setting.get("lr", lr)), float(setting.get("weight_decay", weight_decay)))
-        settings.update(dict.fromkeys(match_parameters(pattern, parameters), chosen))
-    no_decay = no_decay_names(model)
-    collected: dict[tuple[float, float], dict[str, Any]] = {(lr, weight_decay): {"params": [], "names": []}}
-    for name, parameter in parameters.items():
-        if not parameter.requires_grad:
-            continue
-        rate, decay = settings[name]
-        key = (rate, 0.0 if name in no_decay or hasattr(parameter, "first_new_row") else decay)
-        group = collected.setdefault(key, {"params": [], "names": []})
-        group["params"].append(parameter)
-        group["names"].append(name)
-    return [
-        {**group, "lr": rate, "weight_decay": decay} for (rate, decay), group in collected.items() if group["params"]
-    ]
-
-
-def parts_table(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`{part: {"trainable": int, "frozen": int, "lr": [...], "weight_decay": [...]}}`, parameters counted once."""
-    setting = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
-    table: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        row = table.setdefault(part_of(name), {"trainable": 0, "frozen": 0, "lr": set(), "weight_decay": set()})
-        size = parameter.numel()
-        old = size // parameter.shape[0] * parameter.first_new_row if hasattr(parameter, "first_new_row") else 0
-        row["trainable"] += (size - old) * (name in setting)
-        row["frozen"] += size if name not in setting else old
-        if name in setting:
-            row["lr"].add(setting[name][0])
-            row["weight_decay"].add(setting[name][1])
-    return {
-        part: {key: sorted(value) if isinstance(value, set) else value for key, value in row.items()}
-        for part, row in table.items()
-    }
-
-
-def format_parts(table: dict[str, dict[str, Any]]) -> str:
-    """The table of parts as aligned text, with totals."""
-    rows = [("part", "trainable", "frozen", "lr", "weight decay")]
-    for part, row in table.items():
-        rates, decays = (", ".join(f"{value:g}" for value in row[key]) or "-" for key in ("lr", "weight_decay"))
-        rows.append((part, f"{row['trainable']:,}", f"{row['frozen']:,}", rates, decays))
-    totals = (f"{sum(row[key] for row in table.values()):,}" for key in ("trainable", "frozen"))
-    rows.append(("total", *totals, "", ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:>{width}}" if 0 < i < 3 else f"{cell:<{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 # ---- checkpoints ----
@@ -276,8 +120,7 @@ class DeemTrainer(Trainer):
     parameters, learning rates and weight decays per part.
     """
 
-    # compute_loss scales every loss for gradient accumulation itself: the text loss by the targets of the whole step,
-    # the others by the number of micro-batches.
+    # compute_loss scales every loss itself, by what it is a mean over in this micro-batch and in the whole step.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -291,6 +134,7 @@ class DeemTrainer(Trainer):
         self.meter = _StepMeter()
         self.add_callback(self.meter)
         self._sums: dict[str, torch.Tensor] = {}  # [weighted sum, weight] per loss since the last log
+        self._counts: dict[str, float] = {}  # what each loss of the current step is a mean over
 
     # -- losses --
 
@@ -304,25 +148,27 @@ class DeemTrainer(Trainer):
         """The weighted sum of the three losses, scaled so that the micro-batches of one optimiser step add up."""
         if num_items_in_batch is not None:
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)  # a step without text targets
+        plain = self.accelerator.unwrap_model(model)
+        weights = plain.loss_weights(*(inputs.get(f"{name}_weight") for name in LOSSES))
+        counts = loss_counts(inputs, plain.config, weights)
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            inputs = same_way(inputs, plain.config, weights, self.accelerator.gather)
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        overrides = (inputs.get(f"{name}_weight") for name in LOSSES)
-        weights = self.accelerator.unwrap_model(model).loss_weights(*overrides)
+        # Gradients are averaged over processes, but a loss is a mean over what all of them have.
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = None
         for name in LOSSES:
             if (loss := getattr(outputs, name)) is None:
                 continue
-            if name == "text_loss" and num_items_in_batch is not None:
-                # a sum over this micro-batch, divided by the targets of all micro-batches (and processes) of the step
-                share = (inputs["labels"][:, 1:] != -100).sum() / num_items_in_batch
-                scaled = loss * (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
-            else:  # a mean over this micro-batch
-                share = torch.tensor(1.0)
-                scaled = loss / (self.current_gradient_accumulation_steps if model.training else 1)
-            total = weights[name] * scaled if total is None else total + weights[name] * scaled
-            key = name if model.training else f"eval_{name}"
-            self._sums[key] = self._sums.get(key, 0) + torch.stack(
-                [loss.detach().float(), share.float().to(loss.device)]
-            )
+            share = counts[name] / max(self._counts[name], 1)
+            # the text loss is a sum already divided by the targets of the step, the others are means over the micro-batch
+            divided = name == "text_loss" and num_items_in_batch is not None and share > 0
+            scaled = loss if divided else loss * share
+            weighted = weights[name] * processes * scaled
+            total = weighted if total is None else total + weighted
+            key, scale = (name, 1.0) if model.training else (f"eval_{name}", float(self._counts[name]))
+            pair = torch.stack([scaled.detach().float() * scale, loss.new_tensor(share * scale, dtype=torch.float32)])
+            self._sums[key] = self._sums.get(key, 0) + pair
         if total is None:
             raise ValueError(
                 f"Nothing to learn in a batch with {', '.join(inputs)} and loss weights {weights}: give labels or target "
@@ -331,14 +177,16 @@ class DeemTrainer(Trainer):
         return (total, outputs) if return_outputs else total
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        # Text that is not trained does not count as text of the step.
-        counted = [
-            {**batch, "labels": torch.full_like(batch["labels"], -100)}
-            if batch.get("text_loss_weight") == 0
-            else batch
-            for batch in batch_samples
-        ]
-        return super()._get_num_items_in_batch(counted, device)
+        """Text targets of the whole step, over all its micro-batches and processes; keeps the other losses' counts."""
+        model = self.accelerator.unwrap_model(self.model)
+        totals = torch.zeros(len(LOSSES))
+        for batch in batch_samples:
+            weights = model.loss_weights(*(batch.get(f"{name}_weight") for name in LOSSES))
+            totals += torch.tensor(list(loss_counts(batch, model.config, weights).values()))
+        if self.args.average_tokens_across_devices:
+            totals = self.accelerator.reduce(totals.to(device))
+        self._counts = dict(zip(LOSSES, totals.tolist(), strict=True))
+        return torch.tensor(self._counts["text_loss"], device=device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to each training or evaluation log the mean of every named loss over where it was computed."""

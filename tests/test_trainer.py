@@ -20,15 +20,8 @@ from transformers import AutoModel, AutoProcessor, TrainerCallback
 from processing import DeemDataCollator
 from recipes import pretrain
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.trainer import (
-    LOSSES,
-    DeemTrainer,
-    DeemTrainingArguments,
-    freeze_parts,
-    last_complete_checkpoint,
-    match_parameters,
-    parameter_groups,
-)
+from recipes.groups import freeze_parts, match_parameters, parameter_groups
+from recipes.trainer import LOSSES, DeemTrainer, DeemTrainingArguments, last_complete_checkpoint
 from recipes.world import World, write_formats
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
@@ -143,6 +136,23 @@ def test_first_matching_group_wins_and_norms_and_biases_do_not_decay():
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert set(setting) == trainable and sum(len(group["params"]) for group in groups) == len(trainable)
     assert not any(name.startswith(tuple(FROZEN)) for name in trainable)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_old_rows_of_the_head_get_no_gradient_wherever_they_are_used(tied):
+    model = tiny_model(lm_head_bias=True, text_config={"tie_word_embeddings": tied}, tie_word_embeddings=tied)
+    batch = tiny_batch("bttitte")
+    before = model(**batch).logits
+    whole = torch.autograd.grad(before.square().sum(), model.lm_head.weight)[0]
+    freeze_parts(model, FROZEN)
+    logits = model(**batch).logits
+    assert torch.equal(logits, before)
+    logits.square().sum().backward()
+    for gradient in (model.lm_head.weight.grad, model.lm_head.bias.grad):
+        assert not gradient[:START].any() and gradient[START:].any()
+    torch.testing.assert_close(model.lm_head.weight.grad[START:], whole[START:])
+    embedding = model.get_input_embeddings().weight
+    assert (embedding is model.lm_head.weight) == tied == (embedding.grad is not None)
 
 
 # ---- losses ----
