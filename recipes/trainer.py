@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from recipes.data.reading import DataReport
 from recipes.groups import format_parts, freeze_parts, parameter_groups, parts_table
+from recipes.resuming import StreamTrainer
 from recipes.scaling import LOSSES, loss_counts, same_way
 
 COMPLETE = "complete"  # the file that says: everything of this checkpoint is on disk
@@ -107,7 +108,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class DeemTrainer(Trainer):
+class DeemTrainer(StreamTrainer):
     """Trains a `DeemForConditionalGeneration` on batches of `DeemDataCollator`.
 
     Args:
@@ -246,7 +247,9 @@ class DeemTrainer(Trainer):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 return TrainOutput(state.global_step, math.nan, {})
         try:
-            return super().train(resume_from_checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint, **kwargs)
+            self.gather_data_report()
+            return output
         finally:
             if self.data_report is not None and self.is_world_process_zero():
                 print(self.data_report)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.data.mixing import mix
+from recipes.data.mixing import Mixture
 from recipes.data.packing import Packing, limit_caption, pack
 
 VECTORS = Path(__file__).resolve().parents[1] / "../shared/vectors"
@@ -145,7 +145,7 @@ def test_long_captions_keep_their_image():
 
 
 def draw(sources, probabilities, stopping, batch_size=1, seed=0):
-    return list(mix(sources, probabilities, batch_size, torch.Generator().manual_seed(seed), stopping))
+    return list(Mixture(sources, probabilities, batch_size, torch.Generator().manual_seed(seed), stopping))
 
 
 @pytest.mark.parametrize("stopping", ["sum", "longest"])

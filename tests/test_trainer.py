@@ -426,4 +426,4 @@ def test_sigkill_and_the_same_command_again(tiny_processor, tmp_path, monkeypatc
     initial = AutoModel.from_pretrained(tmp_path / "killed" / "initial").state_dict()
     assert all(torch.equal(tensor, initial[name]) for name, tensor in tiny_model().state_dict().items())
     report = json.loads((tmp_path / "killed" / "data_report.json").read_text())[str(tars)]
-    assert report["skipped"] == {"unreadable image": {"count": 1, "examples": ["0.tar/05.jpg"]}}
+    assert report["skipped"] == {"truncated or broken image": {"count": 1, "examples": ["0.tar/05.jpg"]}}

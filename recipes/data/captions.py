@@ -8,11 +8,11 @@ reader parses JSON members inside its generator, so that one broken member ends 
 import os
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from recipes.data.reading import BadSample, Skip, open_image, parse_json, remove_reserved
+from recipes.data.reading import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 FORMS = ("plain", "describe", "draw")
@@ -32,7 +32,7 @@ DRAW_REQUESTS = (
 )
 
 
-class CaptionReader:
+class CaptionReader(Reader):
     """Captioned pictures in WebDataset tars.
 
     Args:
@@ -58,33 +58,44 @@ class CaptionReader:
         self.reserved = (image_token, *reserved)
         self.form = form
 
-    def entries(self, shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Members by suffix, keyed `<tar>/<key>`."""
-        group, members = None, {}
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
+        """Members by suffix, keyed `<tar>/<key>`; the offset is that of the first member's header."""
         try:
-            # ignore_zeros: behind a member with a broken header, go on at the next sound one. By default tarfile takes a
-            # broken header for the end of the archive, without a word.
-            with tarfile.open(shard, ignore_zeros=True) as tar:
-                for member in tar:
-                    tar.members.clear()  # or the list of all members stays in memory
-                    if not member.isfile():
-                        continue
-                    folder, _, file = member.name.rpartition("/")
-                    stem, _, suffix = file.partition(".")
-                    key = f"{shard.name}/{folder + '/' if folder else ''}{stem}"
-                    if key != group:
-                        if members:
-                            yield group, members
-                        group, members = key, {}
-                    members[suffix.lower()] = tar.extractfile(member).read()
-                if members:
-                    yield group, members
+            with open(shard, "rb") as file:
+                file.seek(offset)
+                for count, (start, key, members) in enumerate(self._groups(file, shard.name)):
+                    yield Entry(number + count, start, key, members)
                 # An archive ends in two blocks of zeros; tarfile is also content if it ends between two members.
-                tar.fileobj.seek(-1024, os.SEEK_END)
-                if any(tar.fileobj.read()):
+                file.seek(-1024, os.SEEK_END)
+                if any(file.read()):
                     raise BadSample("tar cut short", shard.name)
         except (OSError, EOFError, tarfile.TarError) as error:
             raise BadSample("unreadable tar", shard.name) from error
+
+    def _groups(self, file: BinaryIO, shard: str) -> Iterator[tuple[int, str, dict[str, bytes]]]:
+        group, start, members = None, 0, {}
+        # ignore_zeros: behind a member with a broken header, go on at the next sound one. By default tarfile takes a
+        # broken header for the end of the archive, without a word.
+        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+            for member in tar:
+                tar.members.clear()  # or the list of all members stays in memory
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                key = f"{shard}/{folder + '/' if folder else ''}{stem}"
+                if key != group:
+                    if members:
+                        yield start, group, members
+                    group, start, members = key, member.offset, {}
+                members[suffix.lower()] = tar.extractfile(member).read()
+            if members:
+                yield start, group, members
+
+    def fetch(self, shard: Path, places: Iterable[tuple[int, int]]) -> Iterator[Entry]:
+        """As the base class, without reading what lies between."""
+        for number, offset in sorted(places):
+            yield next(self.entries(shard, number, offset))
 
     def record(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One caption record in the chosen form, in lower case."""

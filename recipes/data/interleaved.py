@@ -7,19 +7,19 @@ Layout and rules: data_and_evaluation.md section 2.1. Lines are read one by one 
 
 import random
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from recipes.data.reading import BadSample, Skip, open_image, parse_json, remove_reserved
+from recipes.data.files import read_lines
+from recipes.data.reading import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
 
 IMAGE_FOLDERS = ("mmc4_images", "images")
 
 
-class InterleavedReader:
+class InterleavedReader(Reader):
     """Documents of MMC4.
 
     Args:
@@ -52,19 +52,9 @@ class InterleavedReader:
         self.max_images = max_images
         self.single_image_drop = single_image_drop
 
-    def entries(self, shard: Path) -> Iterator[tuple[str, bytes]]:
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
         """Lines as bytes, keyed `<file>:<line number from 1>`."""
-        try:
-            if shard.suffix == ".zip":
-                with zipfile.ZipFile(shard) as archive:
-                    for member in sorted(archive.namelist()):
-                        with archive.open(member) as lines:
-                            yield from _numbered(lines, shard)
-            else:
-                with open(shard, "rb") as lines:
-                    yield from _numbered(lines, shard)
-        except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-            raise BadSample("unreadable annotation file", shard.name) from error
+        return read_lines(shard, number, offset)
 
     def record(self, key: str, payload: bytes, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
         """One document, or None if no picture is left or the coin drops a document with one picture."""
@@ -88,6 +78,8 @@ class InterleavedReader:
                 pictures.append((index, open_image(file, file.name)))
             except BadSample as bad:
                 skip(bad.reason, bad.name)
+        if matches and not pictures:
+            raise BadSample("document without a readable image", key)
         rng.shuffle(pictures)
         pictures = sorted(pictures[: self.max_images], key=lambda picture: picture[0])
         if not pictures or (len(pictures) == 1 and rng.random() < self.single_image_drop):
@@ -134,9 +126,3 @@ def find_image_folder(annotations: Path) -> Path:
         f"No image folder for the MMC4 annotations {annotations}: expected one of "
         f"{', '.join(str(place) for place in places)}, holding <first 12 characters of image_name>.jpg."
     )
-
-
-def _numbered(lines: Any, shard: Path) -> Iterator[tuple[str, bytes]]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{shard.name}:{number}", line

@@ -6,6 +6,7 @@ A document is a dict with `input_ids` (bos ... eos, every image already expanded
 Rules and edge cases: data_and_evaluation.md section 2.3 (packing of the released DEEM data pipeline).
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,35 +85,48 @@ class Packing:
         return starts
 
 
-def pack(documents: Iterable[dict[str, Any]], packing: Packing) -> Iterator[dict[str, Any]]:
-    """Concatenate documents and cut them into sequences.
+class Packer:
+    """Concatenates documents and cuts them into sequences.
 
     Sequences without an image are dropped, and so is the tail of the stream that fills no sequence.
-
-    Yields:
-        dicts with `input_ids` (at most `packing.length`), `images`, `document_starts` (one per image), `id` (the
-        documents the images come from, joined by "+") and `is_truncated` (an image that did not fit was cut off and
-        opens the next sequence).
-
-    Raises:
-        ValueError: if the number of images of a document differs from its start-of-image tokens.
     """
-    tokens: list[int] = []
-    images: list[tuple[Any, str]] = []  # (image, id of its document)
-    for document in documents:
-        num_units = document["input_ids"].count(packing.start_of_image_token_id)
+
+    def __init__(self, packing: Packing) -> None:
+        self.packing = packing
+        self.tokens: list[int] = []
+        self.images: list[tuple[Any, str]] = []  # (image, id of its document)
+        self.parts: deque[tuple[Any, int, int]] = deque()  # (place, tokens, images) of the documents these come from
+
+    def add(self, document: dict[str, Any], place: Any = None) -> None:
+        """Append a document; `place` is where it can be found again.
+
+        Raises:
+            ValueError: if its number of images differs from its start-of-image tokens.
+        """
+        num_units = document["input_ids"].count(self.packing.start_of_image_token_id)
         if num_units != len(document["images"]):
             raise ValueError(
                 f"Document {document['id']!r} has {len(document['images'])} images but {num_units} start-of-image "
                 "tokens: every image needs one placeholder in the text."
             )
-        tokens += document["input_ids"]
-        images += [(image, document["id"]) for image in document["images"]]
-        while len(tokens) >= packing.length:
-            end, is_truncated = packing.cut(tokens)
-            sequence, tokens = tokens[:end], tokens[end:]
-            document_starts = packing.document_starts(sequence)
-            taken, images = images[: len(document_starts)], images[len(document_starts) :]
+        self.tokens += document["input_ids"]
+        self.images += [(image, document["id"]) for image in document["images"]]
+        self.parts.append((place, len(document["input_ids"]), num_units))
+
+    def sequences(self) -> Iterator[dict[str, Any]]:
+        """Cut off all sequences that are full.
+
+        Yields:
+            dicts with `input_ids` (at most `packing.length`), `images`, `document_starts` (one per image), `id` (the
+            documents the images come from, joined by "+") and `is_truncated` (an image that did not fit was cut off and
+            opens the next sequence).
+        """
+        while len(self.tokens) >= self.packing.length:
+            end, is_truncated = self.packing.cut(self.tokens)
+            sequence, self.tokens = self.tokens[:end], self.tokens[end:]
+            document_starts = self.packing.document_starts(sequence)
+            taken, self.images = self.images[: len(document_starts)], self.images[len(document_starts) :]
+            self._forget()
             if taken:
                 yield {
                     "input_ids": sequence,
@@ -121,6 +135,36 @@ def pack(documents: Iterable[dict[str, Any]], packing: Packing) -> Iterator[dict
                     "id": "+".join(dict.fromkeys(name for _, name in taken)),
                     "is_truncated": is_truncated,
                 }
+
+    def _forget(self) -> None:
+        """Leave out the documents of which nothing is left."""
+        tokens, images = (sum(part[i] for part in self.parts) for i in (1, 2))
+        while self.parts:
+            _, own_tokens, own_images = self.parts[0]
+            tokens, images = tokens - own_tokens, images - own_images
+            if tokens < len(self.tokens) or images < len(self.images):
+                break
+            self.parts.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the documents of the rest lie, and how much of them is left: the last tokens and the last images."""
+        places = [place for place, _, _ in self.parts]
+        return {"places": places, "tokens": len(self.tokens), "images": len(self.images)}
+
+    def load_state_dict(self, state: dict[str, Any], documents: list[dict[str, Any]]) -> None:
+        """Take up a saved position; `documents` are those of `state["places"]`."""
+        for place, document in zip(state["places"], documents, strict=True):
+            self.add(document, place)
+        self.tokens = self.tokens[len(self.tokens) - state["tokens"] :]
+        self.images = self.images[len(self.images) - state["images"] :]
+
+
+def pack(documents: Iterable[dict[str, Any]], packing: Packing) -> Iterator[dict[str, Any]]:
+    """Documents -> the sequences they fill (see `Packer.sequences`)."""
+    packer = Packer(packing)
+    for document in documents:
+        packer.add(document)
+        yield from packer.sequences()
 
 
 def limit_caption(input_ids: list[int], packing: Packing) -> list[int]:

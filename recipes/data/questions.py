@@ -12,13 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.data.reading import BadSample, Skip, open_image, parse_json, remove_reserved
+from recipes.data.reading import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
 
 # The original trains without the request and evaluates with it. Training on both forms keeps the two from drifting apart.
 ONE_WORD_REQUEST = " Please provide an accurate answer within one word."
 
 
-class QuestionReader:
+class QuestionReader(Reader):
     """Questions about whole pictures with one answer each.
 
     Args:
@@ -43,7 +43,7 @@ class QuestionReader:
         for shard in shards:
             annotation_file(shard)
 
-    def entries(self, shard: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
         """Questions with their answer and picture file, keyed `<file>:<question_id>`."""
         annotations = annotation_file(shard)
         try:
@@ -52,9 +52,9 @@ class QuestionReader:
         except (KeyError, TypeError, OSError) as error:
             raise BadSample("question or annotation file of another layout", shard.name) from error
         images = image_folder(shard)
-        for number, row in enumerate(questions):
-            key = f"{shard.name}:{row.get('question_id', f'row {number}')}"
-            yield key, {"row": row, "answer": answers.get(row.get("question_id")), "images": images}
+        for index, row in enumerate(questions[number:], start=number):
+            key = f"{shard.name}:{row.get('question_id', f'row {index}')}"
+            yield Entry(index, 0, key, {"row": row, "answer": answers.get(row.get("question_id")), "images": images})
 
     def record(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One dialogue: the picture and question, and the (most frequent, else first) answer."""

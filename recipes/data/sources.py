@@ -3,28 +3,24 @@
 
 import glob
 import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
 from transformers import ProcessorMixin
 
 from recipes.data.captions import CaptionReader
+from recipes.data.dataset import MixedDataset, Source
 from recipes.data.interleaved import InterleavedReader, find_image_folder
-from recipes.data.mixing import mix
-from recipes.data.packing import Packing, limit_caption, pack
+from recipes.data.packing import Packing
 from recipes.data.questions import QuestionReader
-from recipes.data.reading import DataReport, Reader, stream_records
+from recipes.data.reading import DataReport, Reader
 
 FORMATS = (
     "MMC4 annotations (*.jsonl or *.jsonl.zip whose lines have text_list, image folder beside them), WebDataset caption "
     "tars (*.tar), or VQAv2 questions (*_questions.json with *_annotations.json)"
 )
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.
+FLIPPED = ("interleaved", "captions")  # what random_flip applies to
 DEFAULT_WEIGHTS = {"interleaved": 2.0, "captions": 1.0, "questions": 1.0}
 
 
@@ -44,6 +40,18 @@ class DataArguments:
             "help": "When a pass over the mixture ends: longest (every source was exhausted once), sum, shortest.",
             "choices": ["longest", "sum", "shortest"],
         },
+    )
+    data_mixing: str = field(
+        default="micro_batch",
+        metadata={"help": "Draw a source per micro_batch or per sample.", "choices": ["micro_batch", "sample"]},
+    )
+    max_skipped: float = field(
+        default=0.25,
+        metadata={"help": "Share of unusable entries (0 ... 1) of a source above which the run stops, 1 = never."},
+    )
+    random_flip: bool = field(
+        default=False,
+        metadata={"help": "Mirror pictures of documents and captions with probability 0.5, both sizes alike."},
     )
     shuffle_buffer: int = field(default=5000, metadata={"help": "Raw entries held for shuffling, per source."})
     pack_length: int = field(default=2048, metadata={"help": "Tokens per packed sequence; 0 = one record per sample."})
@@ -118,88 +126,6 @@ def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain
     return family, InterleavedReader(files, find_image_folder(files[0]), **tokens)
 
 
-def tokenise(record: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
-    """A text record -> a document for packing: bos, tokens with every picture expanded, eos."""
-    tokenizer = processor.tokenizer
-    input_ids = tokenizer(processor.expand_image_tokens(record["text"]), add_special_tokens=False)["input_ids"]
-    return {
-        "input_ids": [tokenizer.bos_token_id, *input_ids, tokenizer.eos_token_id],
-        "images": record["images"],
-        "id": record["id"],
-    }
-
-
-@dataclass
-class Source:
-    """One reader as an iterable that can be started again; each start is the next epoch, with an order of its own.
-
-    With `packing`, records are tokenised and packed; without, they are given as they are.
-    """
-
-    reader: Reader
-    processor: ProcessorMixin
-    report: DataReport
-    seed: int
-    shuffle_buffer: int
-    packing: Packing | None = None
-    epoch: int = 0
-
-    def __str__(self) -> str:
-        return self.reader.name
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        records = stream_records(self.reader, self.report, self.seed, self.epoch, self.shuffle_buffer)
-        self.epoch += 1
-        if self.packing is None:
-            return records
-        documents = (tokenise(record, self.processor) for record in records)
-        if self.packing.level == "sample":
-            documents = (
-                {**document, "input_ids": limit_caption(document["input_ids"], self.packing)} for document in documents
-            )
-        return pack(documents, self.packing)
-
-
-class MixedDataset(IterableDataset):
-    """An endless stream of samples whose consecutive `batch_size` samples come from one source.
-
-    Endless, because a resumed Trainer finds its place by counting batches from the start of one pass. Every iteration
-    gives the same samples: sources and draws start afresh from `seed`.
-
-    Args:
-        make_sources: builds the sources anew, at epoch 0.
-        probabilities: one weight per source.
-        batch_size: samples per micro-batch (the DataLoader's batch size).
-        seed: seed of the draws.
-        stopping: what ends one pass over the mixture, after which the next begins (see `mixing.mix`).
-    """
-
-    def __init__(
-        self,
-        make_sources: Callable[[], list[Source]],
-        probabilities: list[float],
-        batch_size: int,
-        seed: int,
-        stopping: str = "longest",
-    ) -> None:
-        self.make_sources = make_sources
-        self.probabilities = probabilities
-        self.batch_size = batch_size
-        self.seed = seed
-        self.stopping = stopping
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if get_worker_info() is not None:
-            raise ValueError(
-                "DataLoader workers would each read all of the data, and their counts of skipped samples would be lost. "
-                "Set dataloader_num_workers to 0."
-            )
-        sources = self.make_sources()
-        for epoch in count():
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            yield from mix(sources, self.probabilities, self.batch_size, generator, self.stopping)
-
-
 def build_dataset(
     arguments: DataArguments,
     processor: ProcessorMixin,
@@ -225,25 +151,31 @@ def build_dataset(
         raise ValueError(
             f"{len(arguments.data)} --data sources but {len(arguments.data_probs)} --data_probs: give one per source."
         )
-    report = DataReport()
-    readers: list[tuple[str, Reader, float]] = []
+    sources, weights = [], []
     for number, data in enumerate(arguments.data):
         family, reader = make_reader(data, processor, caption_forms[0])
         weight = arguments.data_probs[number] if arguments.data_probs is not None else DEFAULT_WEIGHTS[family]
-        forms = caption_forms if family == "captions" else ("",)
-        readers.append((family, reader, weight / len(forms)))
-        for form in forms[1:]:
-            readers.append((family, make_reader(data, processor, form)[1], weight / len(forms)))
-
-    def make_sources() -> list[Source]:
-        return [
-            Source(reader, processor, report, seed, arguments.shuffle_buffer, _packing(arguments, family, processor))
-            for family, reader, _ in readers
-        ]
-
-    make_sources()  # bad packing settings show now, not at the first batch
-    weights = [weight for _, _, weight in readers]
-    return MixedDataset(make_sources, weights, batch_size, seed, arguments.data_stopping), report
+        readers = [reader]
+        if family == "captions":
+            readers += [make_reader(data, processor, form)[1] for form in caption_forms[1:]]
+        for one in readers:
+            packing = _packing(arguments, family, processor)
+            sources.append(
+                Source(
+                    reader=one,
+                    processor=processor,
+                    seed=seed,
+                    shuffle_buffer=arguments.shuffle_buffer,
+                    packing=packing,
+                    max_skipped=arguments.max_skipped,
+                    flip=arguments.random_flip and family in FLIPPED,
+                )
+            )
+            weights.append(weight / len(readers))
+    dataset = MixedDataset(
+        sources, weights, batch_size, seed, arguments.data_stopping, per_sample=arguments.data_mixing == "sample"
+    )
+    return dataset, dataset.report
 
 
 def _packing(arguments: DataArguments, family: str, processor: ProcessorMixin) -> Packing | None:
