@@ -1,0 +1,120 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Draws the scenes of the synthetic world."""
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from recipes.synthetic.words import BACKGROUNDS, KINDS, SHIFTED_BACKGROUNDS
+
+if TYPE_CHECKING:
+    from recipes.synthetic.scenes import Scene, SceneObject
+
+
+@lru_cache(maxsize=8)
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    centres = (np.arange(size, dtype=np.float32) + 0.5) / size
+    y, x = np.meshgrid(centres, centres, indexing="ij")
+    return x, y
+
+
+def _corners(kind: str) -> np.ndarray:
+    """Corners of an upright shape of extent 1 around (0, 0), (number, 2)."""
+    if kind == "square":
+        return 0.43 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], np.float32)
+    number, inner = (3, None) if kind == "triangle" else (5, 0.46)
+    steps = number if inner is None else 2 * number
+    turns = 2 * np.pi * np.arange(steps) / steps - np.pi / 2
+    radii = np.full(steps, 0.58)
+    if inner is not None:
+        radii[1::2] *= inner
+    return np.stack([radii * np.cos(turns), radii * np.sin(turns)], axis=1).astype(np.float32)
+
+
+_SHAPES = {kind: _corners(kind) for kind in KINDS if kind != "circle"}
+
+
+def _signed_distance(thing: "SceneObject", x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distance of points from the object's edge, negative inside, as a share of the side. `x`, `y` (h, w)."""
+    x, y = (x - thing.centre[0]) / thing.extent, (y - thing.centre[1]) / thing.extent
+    if thing.kind == "circle":
+        return (np.hypot(x, y) - 0.5) * thing.extent
+    cos, sin = math.cos(thing.angle), math.sin(thing.angle)
+    x, y = cos * x + sin * y, cos * y - sin * x
+    corners = _SHAPES[thing.kind]
+    nearest, inside = np.full_like(x, np.inf), np.zeros(x.shape, bool)
+    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
+        along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
+        np.minimum(nearest, (wx - ex * along) ** 2 + (wy - ey * along) ** 2, out=nearest)
+        if ey:  # even-odd rule: count the edges that a ray to the right crosses
+            inside ^= ((ay > y) != (by > y)) & (wx < ex * wy / ey)
+    return np.where(inside, -1, 1) * np.sqrt(nearest) * thing.extent
+
+
+def _pattern(texture: str, style: dict[str, float], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The background's pattern, (h, w) in [-1, 1]."""
+    turn, pitch = math.pi * style["angle"], 2 * math.pi * (5 + 3 * style["frequency"])
+    shift = 2 * math.pi * style["phase"]
+    u = math.cos(turn) * x + math.sin(turn) * y
+    v = math.cos(turn) * y - math.sin(turn) * x
+    if texture == "plain":
+        return 0.4 * np.sin(4 * u + shift) * np.sin(3 * v + shift)
+    if texture == "striped":
+        return np.tanh(3 * np.sin(pitch * u + shift))
+    if texture == "checkered":
+        return np.tanh(6 * np.sin(0.7 * pitch * u + shift) * np.sin(0.7 * pitch * v + shift))
+    if texture == "dotted":
+        return np.tanh(4 * (np.cos(pitch * u + shift) + np.cos(pitch * v + shift) - 0.9))
+    if texture == "wavy":
+        return np.tanh(3 * np.sin(pitch * u + shift + 1.5 * np.sin(9 * v)))
+    if texture == "ringed":
+        return np.tanh(3 * np.sin(pitch * np.hypot(x - style["phase"], y - style["contrast"])))
+    return np.sin(1.4 * pitch * u + 2 * np.sin(7 * v)) * np.sin(
+        1.2 * pitch * v + shift + 2 * np.sin(8 * u)
+    )  # speckled
+
+
+def draw(scene: "Scene") -> tuple[Image.Image, list[np.ndarray]]:
+    size, style = scene.world.size, scene.style
+    x, y = _grid(size)
+    light = (math.cos(scene.light), math.sin(scene.light))
+    rgb = np.array((BACKGROUNDS | SHIFTED_BACKGROUNDS)[scene.background], np.float32)
+    pattern = _pattern(scene.texture, style, x, y)[..., None]
+    canvas = rgb + (7 + 11 * style["contrast"]) * pattern  # [H, W, 3] in 0 ... 255
+    canvas *= 1 + 0.14 * (light[0] * (x - 0.5) + light[1] * (y - 0.5))[..., None]
+    owner = np.full((size, size), -1)
+    main_first = style["gloss"] < 0.5  # overlaps: small objects are in front of the main one, or behind it
+    for thing in scene.objects if main_first else scene.objects[::-1]:
+        reach = 0.62 * thing.extent + 0.03 + 1 / size
+        (left, right), (top, bottom) = (
+            (max(math.floor((c - reach) * size), 0), math.ceil((c + reach) * size)) for c in thing.centre
+        )
+        box = (slice(top, bottom), slice(left, right))
+        bx, by = x[box], y[box]
+        shadow = _signed_distance(thing, bx + 0.018 * light[0], by + 0.018 * light[1])
+        canvas[box] *= 1 - 0.3 * np.clip(0.5 - shadow / 0.03, 0, 1)[..., None]
+        distance = _signed_distance(thing, bx, by)
+        cover = np.clip(0.5 - distance * size, 0, 1)  # anti-aliased: the share of the pixel that is inside
+        slope = (light[0] * (bx - thing.centre[0]) + light[1] * (by - thing.centre[1])) / thing.extent
+        shade = (1 + 0.16 * slope) * (1 - 0.2 * np.clip(1 + distance / 0.03, 0, 1))  # lit side, dark rim
+        body = shade[..., None] * np.array(thing.rgb, np.float32)
+        canvas[box] += cover[..., None] * (body - canvas[box])
+        owner[box][cover > 0.5] = thing.number
+    if scene.world.shifted:
+        grain = scene.world._rng(scene.index, "grain").normal(0, 9, (3, 64, 64)).astype(np.float32)
+        planes = [np.asarray(Image.fromarray(plane).resize((size, size), Image.BILINEAR)) for plane in grain]
+        canvas += np.stack(planes, axis=-1)
+    picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
+    return picture, [owner == number for number in range(len(scene.objects))]
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
+    """Uncompressed COCO run lengths: column by column, beginning with the run of zeros (which may be 0 long)."""
+    flat = np.concatenate([[False], mask.T.reshape(-1), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
+    return {"size": list(mask.shape), "counts": counts[: len(edges) + (edges[-1] < mask.size)].tolist()}

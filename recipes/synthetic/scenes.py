@@ -1,0 +1,308 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""What is in a picture of the synthetic world, and what is said about it."""
+
+import colorsys
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from recipes.synthetic.drawing import draw, run_lengths
+from recipes.synthetic.words import (
+    BACKGROUNDS,
+    COLOURS,
+    DETAILS,
+    KINDS,
+    MAX_OBJECTS,
+    MAX_PICTURES,
+    NUMBERS,
+    PERIODS,
+    POSITIONS,
+    SHIFTED_BACKGROUNDS,
+    SHIFTED_TEXTURES,
+    SIZES,
+    TEXTURES,
+    UNSEEN,
+    article,
+    enumerate_phrases,
+    pick,
+)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object. Lengths are shares of the picture's side, angles radians; (0, 0) is the top left corner.
+
+    `size` is large, medium or small; `orientation` upright or tilted (turned by about half of the angle after which the
+    shape looks the same again), None for circles; `position` one of `POSITIONS`. `mask` (size, size) bool is what of the
+    object is visible.
+    """
+
+    kind: str
+    colour: str
+    size: str
+    orientation: str | None
+    position: str
+    extent: float
+    angle: float
+    centre: tuple[float, float]
+    rgb: tuple[float, float, float]
+    number: int
+    scene: "Scene" = field(repr=False, compare=False)
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.scene.masks[self.number]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture of a `World` with its truth. Drawn when `image` or `masks` is first asked for."""
+
+    world: "World"
+    index: int
+    background: str
+    texture: str
+    light: float  # direction the light comes from, radians
+    style: dict[str, float] = field(repr=False)
+    num_objects: int
+
+    @cached_property
+    def objects(self) -> list[SceneObject]:
+        """The objects, the main (clearly largest) one first."""
+        return _place_objects(self)
+
+    @cached_property
+    def _drawn(self) -> tuple[Image.Image, list[np.ndarray]]:
+        return draw(self)
+
+    @property
+    def image(self) -> Image.Image:
+        """PIL picture, RGB, (size, size)."""
+        return self._drawn[0]
+
+    @property
+    def masks(self) -> list[np.ndarray]:
+        """Per object a (size, size) bool array: where it is visible."""
+        return self._drawn[1]
+
+    @property
+    def main(self) -> SceneObject:
+        return self.objects[0]
+
+    def caption(self, detail: str = "medium") -> str:
+        """What the picture shows, the main object first.
+
+        "coarse": kinds and counts; "medium": colour and kind of each; "full": also sizes, orientation, positions and
+        background. Raises ValueError for another level.
+        """
+        if detail == "coarse":
+            counts = Counter(thing.kind for thing in self.objects)  # a Counter keeps the order of first sight
+            return enumerate_phrases([article(k) if n == 1 else f"{NUMBERS[n]} {k}s" for k, n in counts.items()])
+        if detail == "medium":
+            return enumerate_phrases([article(f"{thing.colour} {thing.kind}") for thing in self.objects])
+        if detail == "full":
+            phrases = []
+            for thing in self.objects:
+                tilt = "tilted " if thing.orientation == "tilted" else ""
+                phrases.append(f"a {thing.size} {tilt}{thing.colour} {thing.kind} at {thing.position}")
+            return f"{enumerate_phrases(phrases)}, on {self.texture} {self.background}"
+        raise ValueError(f"detail={detail!r} is not a level of detail. Use one of {', '.join(DETAILS)}.")
+
+    def questions(self) -> list[dict[str, str]]:
+        """Questions about the whole picture, dicts of question, answer and attribute; the order never changes.
+
+        Attributes: kind, colour, count, size, orientation, position, presence, background. Only what has one right
+        answer is asked: an object is named by its kind only where no other object has that kind.
+        """
+        rng = self.world._rng(self.index, "questions")
+        kinds = Counter(thing.kind for thing in self.objects)
+        colours = {thing.colour for thing in self.objects}
+        pairs = {(thing.colour, thing.kind) for thing in self.objects}
+        asked: list[tuple[str, str, str]] = [
+            ("What is the main object?", self.main.kind, "kind"),
+            ("What color is the main object?", self.main.colour, "colour"),
+            ("What size is the main object?", self.main.size, "size"),
+            ("Where is the main object?", self.main.position, "position"),
+            ("How many objects are there?", str(len(self.objects)), "count"),
+            ("What color is the background?", self.background, "background"),
+        ]
+        for thing in self.objects:
+            name = f"{thing.colour} {thing.kind}"  # colours never repeat within a picture
+            asked.append((f"What is the {thing.colour} object?", thing.kind, "kind"))
+            asked.append((f"What size is the {name}?", thing.size, "size"))
+            asked.append((f"Where is the {name}?", thing.position, "position"))
+            if thing.orientation is not None:
+                asked.append((f"Is the {name} upright or tilted?", thing.orientation, "orientation"))
+            if kinds[thing.kind] == 1:
+                asked.append((f"What color is the {thing.kind}?", thing.colour, "colour"))
+        for kind in KINDS:
+            asked.append((f"How many {kind}s are there?", str(kinds[kind]), "count"))
+            asked.append((f"Is there a {kind} in the image?", "yes" if kinds[kind] else "no", "presence"))
+        present = self.objects[rng.integers(len(self.objects))]
+        absent = [colour for colour in COLOURS if colour not in colours]
+        asked.append((f"Is there a {present.colour} object in the image?", "yes", "presence"))
+        asked.append((f"Is there a {absent[rng.integers(len(absent))]} object in the image?", "no", "presence"))
+        asked.append((f"Is there a {present.colour} {present.kind} in the image?", "yes", "presence"))
+        absent = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in pairs and (c in colours or k in kinds)]
+        colour, kind = absent[rng.integers(len(absent))]
+        asked.append((f"Is there a {colour} {kind} in the image?", "no", "presence"))
+        return [{"question": question, "answer": answer, "attribute": name} for question, answer, name in asked]
+
+    def region_questions(self) -> list[dict[str, Any]]:
+        """Questions about a marked object, as `questions` with the object's number under `object`; its mask is
+        `masks[object]`. The text does not say which object is meant: only the mask does."""
+        asked = []
+        for thing in self.objects:
+            asked.append(("What is in this region?", thing.kind, "kind", thing.number))
+            asked.append(("What color is this region?", thing.colour, "colour", thing.number))
+            asked.append(("What size is the object in this region?", thing.size, "size", thing.number))
+        keys = ("question", "answer", "attribute", "object")
+        return [dict(zip(keys, row, strict=True)) for row in asked]
+
+    def truth(self, **extra: Any) -> dict[str, Any]:
+        """All that is known about the picture, as plain JSON data; masks as uncompressed COCO run lengths."""
+        objects = []
+        for thing, mask in zip(self.objects, self.masks, strict=True):
+            row = {key: value for key, value in vars(thing).items() if key != "scene"}
+            objects.append(row | {"area": int(mask.sum()), "segmentation": run_lengths(mask)})
+        world = {"seed": self.world.seed, "index": self.index, "shifted": self.world.shifted, "size": self.world.size}
+        captions = {detail: self.caption(detail) for detail in DETAILS}
+        about = {"background": self.background, "texture": self.texture, "light": self.light, "captions": captions}
+        asked = {"questions": self.questions(), "region_questions": self.region_questions()}
+        return extra | world | about | {"objects": objects} | asked
+
+
+@dataclass(frozen=True)
+class Document:
+    """Interleaved text and pictures: picture `i` belongs to sentence `matched_text_index[i]`."""
+
+    text_list: list[str]
+    scenes: list[Scene]
+    matched_text_index: list[int]
+
+
+@dataclass(frozen=True)
+class World:
+    """The generator.
+
+    Args:
+        seed: any non-negative integer; another seed is another world of the same kind.
+        size: side of the pictures in pixels, at least 16.
+        shifted: the out-of-distribution variant (see the module's text).
+        max_objects: 1 to 4. A scene of a world with fewer objects is the same scene without its last objects, so
+            `max_objects=1` gives pictures of one colour.
+    """
+
+    seed: int = 0
+    size: int = 64
+    shifted: bool = False
+    max_objects: int = MAX_OBJECTS
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} is negative. Give an integer from 0 on.")
+        if self.size < 16:
+            raise ValueError(f"size={self.size} is too small to show an object. Give a side of at least 16 pixels.")
+        if not 1 <= self.max_objects <= MAX_OBJECTS:
+            raise ValueError(f"max_objects={self.max_objects} is out of range. Give 1 to {MAX_OBJECTS}.")
+
+    def _rng(self, index: int, purpose: str) -> np.random.Generator:
+        # one stream per purpose: a change in how questions are drawn leaves the pictures as they are
+        return np.random.default_rng([self.seed, int(self.shifted), index, *purpose.encode()])
+
+    def scene(self, index: int) -> Scene:
+        """Scene number `index` (any integer from 0 on)."""
+        if index < 0:
+            raise ValueError(f"index={index} is negative. Give a scene number from 0 on.")
+        rng = self._rng(index, "scene")
+        backgrounds = tuple(SHIFTED_BACKGROUNDS if self.shifted else BACKGROUNDS)
+        textures = SHIFTED_TEXTURES if self.shifted else TEXTURES
+        return Scene(
+            world=self,
+            index=index,
+            background=backgrounds[rng.integers(len(backgrounds))],
+            texture=textures[rng.integers(len(textures))],
+            light=float(rng.uniform(0, 2 * math.pi)),
+            style={key: float(rng.random()) for key in ("angle", "frequency", "phase", "contrast", "gloss")},
+            num_objects=min(int(rng.choice(4, p=(0.35, 0.35, 0.2, 0.1))) + 1, self.max_objects),
+        )
+
+    def document(self, index: int, max_pictures: int = MAX_PICTURES) -> Document:
+        """A document that shows scene `index` and up to `max_pictures - 1` scenes that follow it."""
+        rng = self._rng(index, "document")
+        scenes = [self.scene(index + i) for i in range(int(rng.integers(1, max_pictures + 1)))]
+        sentences = [pick(rng, ("Here are some shapes.", "Look at these pictures.", "This is a picture book."))]
+        matches = []
+        starts = ("This is", "We can see", "The picture shows", "Here is", "Look at")
+        for number, scene in enumerate(scenes):
+            start = pick(rng, starts) if number == 0 else pick(rng, (*starts, "Next is", "Then comes"))
+            matches.append(len(sentences))
+            sentences.append(f"{start} {scene.caption(pick(rng, DETAILS))}.")
+            if rng.random() < 0.4:
+                asked = pick(rng, scene.questions())
+                sentences.append(f"{asked['question']} {asked['answer'].capitalize()}.")
+        return Document(sentences, scenes, matches)
+
+
+def _place_objects(scene: Scene) -> list[SceneObject]:
+    world, rng = scene.world, scene.world._rng(scene.index, "objects")
+    # drawn one object after the other, so that leaving out the last ones does not change the first
+    colours, objects = list(COLOURS), []
+    for number in range(scene.num_objects):
+        if number == 0 and world.shifted and rng.random() < 0.5:
+            kind, colour = pick(rng, sorted(UNSEEN))
+        else:
+            colour = pick(rng, colours)
+            kind = pick(rng, [k for k in KINDS if world.shifted or (k, colour) not in UNSEEN])
+        colours.remove(colour)
+        size = "small" if number else pick(rng, ("large", "medium"))
+        extent = rng.uniform(*SIZES[size])
+        orientation, angle = None, 0.0
+        if kind != "circle":
+            orientation = pick(rng, ("upright", "tilted"))
+            angle = PERIODS[kind] * ((0.5 if orientation == "tilted" else 0.0) + rng.uniform(-0.12, 0.12))
+        if number == 0:  # main objects keep off the corners: they would stick out
+            position = pick(rng, ("center", "left", "right", "top", "bottom"))
+            centre = _cell_centre(position, reach=0.17, jitter=rng.uniform(-0.03, 0.03, 2))
+        else:
+            position, centre = _free_cell(rng, objects, extent)
+        if world.shifted:
+            rgb = _stray(COLOURS[colour], rng.uniform(-9, 9), rng.uniform(0.75, 1.0), rng.uniform(0.8, 1.0))
+        else:
+            rgb = _stray(COLOURS[colour], rng.uniform(-4, 4), rng.uniform(0.95, 1.0), rng.uniform(0.92, 1.0))
+        centre = (float(centre[0]), float(centre[1]))
+        shape = (kind, colour, size, orientation, position, float(extent), float(angle))
+        objects.append(SceneObject(*shape, centre, rgb, number, scene))
+    return objects
+
+
+def _free_cell(rng: np.random.Generator, objects: list[SceneObject], extent: float) -> tuple[str, tuple[float, float]]:
+    """A place for a small object that overlaps the others little: the first of a random order that keeps 95 % of the
+    distance at which bounding circles touch, or the roomiest."""
+    best, most = ("center", (0.5, 0.5)), -math.inf
+    for position in rng.permutation(POSITIONS):
+        centre = _cell_centre(str(position), reach=0.33, jitter=rng.uniform(-0.04, 0.04, 2))
+        room = min(math.dist(centre, thing.centre) / (0.5 * (extent + thing.extent)) for thing in objects)
+        if room >= 0.95:
+            return str(position), centre
+        if room > most:
+            best, most = (str(position), centre), room
+    return best
+
+
+def _cell_centre(position: str, reach: float, jitter: np.ndarray) -> tuple[float, float]:
+    x = ("right" in position) - ("left" in position)
+    y = ("bottom" in position) - ("top" in position)
+    return (0.5 + reach * x + jitter[0], 0.5 + reach * y + jitter[1])
+
+
+def _stray(rgb: tuple[int, int, int], turn: float, saturation: float, value: float) -> tuple[float, float, float]:
+    """Turns the hue by `turn` degrees and scales saturation and value."""
+    h, s, v = colorsys.rgb_to_hsv(*(channel / 255 for channel in rgb))
+    r, g, b = colorsys.hsv_to_rgb((h + turn / 360) % 1, s * saturation, v * value)
+    return (255 * r, 255 * g, 255 * b)
