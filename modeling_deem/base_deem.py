@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -21,11 +22,18 @@ from .vision_deem import DeemVisionTower
 def mark_upstream(module: nn.Module) -> None:
     """Tell `_init_weights` that a part built by another library keeps that library's initialisation.
 
-    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), zero convolutions included.
+    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), zero convolutions included, and
+    leave buffers that no checkpoint holds (PixArt's position table) as memory happens to be.
     """
-    for part in module.modules():
+    fixed: dict[str, torch.Tensor] = {}
+    if any(part._non_persistent_buffers_set for part in module.modules()):
+        with torch.device("cpu"), init_empty_weights(include_buffers=False):
+            fixed = dict(type(module).from_config(module.config).named_buffers())
+    for prefix, part in module.named_modules():
         part._is_upstream = True
-        if not any(tensor.is_meta for tensor in part.parameters(recurse=False)):
+        names = part._non_persistent_buffers_set
+        part._fixed_buffers = {name: fixed[f"{prefix}.{name}".removeprefix(".")] for name in names}
+        if not any(tensor.is_meta for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))):
             part._is_hf_initialized = True
 
 
@@ -92,6 +100,8 @@ class DeemPreTrainedModel(PreTrainedModel):
             else:
                 for parameter in module.parameters(recurse=False):
                     init.normal_(parameter, std=0.02)
+            for name, value in module._fixed_buffers.items():
+                init.copy_(getattr(module, name), value)
             return
         if (std := getattr(module, "_init_std", None)) is not None:
             init.normal_(module.weight, std=std) if std > 0 else init.zeros_(module.weight)

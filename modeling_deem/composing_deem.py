@@ -1,24 +1,26 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """A first DEEM from three pretrained parts: vision encoder, language model, diffusion pipeline."""
 
+import inspect
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoModel as DiffusersModel
+from diffusers import DiffusionPipeline
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPTextModel,
     ImageProcessingMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers import logging as transformers_logging
 
-from .configuration_deem import DeemConfig
+from .configuration_deem import DeemConfig, DeemImageDecoderConfig
+from .scheduling_deem import build_scheduler, training_config
 from .text_deem import attention_output_name, embedding_name
 from .vision_deem import is_staged, pyramid_sides
 
@@ -36,19 +38,33 @@ def diffusers_config(module) -> dict[str, Any]:
     return {**config, "_class_name": type(module).__name__}
 
 
-def null_condition(diffusion: str, num_tokens: int) -> torch.Tensor:
-    """What the pipeline's text encoder says of the empty prompt, (1, num_tokens, C)."""
-    tokenizer = AutoTokenizer.from_pretrained(diffusion, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(diffusion, subfolder="text_encoder")
-    longest = text_encoder.config.max_position_embeddings
-    if num_tokens > longest:
+def empty_prompt(pipeline: DiffusionPipeline, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a pipeline's text encoders say of the empty prompt.
+
+    Where the denoiser attends to all tokens, their first `num_tokens`. Where padding is masked (PixArt, Sana), the tokens
+    that are not, over and over: cross-attention to equal copies is cross-attention to one.
+
+    Returns:
+        tokens (1, num_tokens, C), and the pooled vector (1, width) if the denoiser wants one.
+    """
+    names, pooled, mask = inspect.signature(pipeline.encode_prompt).parameters, None, None
+    with torch.no_grad():
+        if "prompt_3" in names:  # Stable Diffusion 3
+            tokens, _, pooled, _ = pipeline.encode_prompt("", "", "", do_classifier_free_guidance=False)
+        elif "max_sequence_length" in names:  # PixArt, Sana
+            tokens, mask, _, _ = pipeline.encode_prompt("", do_classifier_free_guidance=False)
+            tokens = tokens[mask.bool()][None]
+        else:
+            longest = pipeline.text_encoder.config.max_position_embeddings
+            length = {"padding": "max_length", "max_length": min(num_tokens, longest), "truncation": True}
+            ids = pipeline.tokenizer("", return_tensors="pt", **length)["input_ids"]
+            tokens = pipeline.text_encoder(input_ids=ids).last_hidden_state
+    if mask is None and num_tokens > tokens.shape[1]:
         raise ValueError(
             f"The image decoder has {num_tokens} condition tokens, but the diffusion model's text encoder reads at "
-            f"most {longest}. Use perceiver_config num_queries <= {longest}."
+            f"most {tokens.shape[1]}. Use perceiver_config num_queries <= {tokens.shape[1]}."
         )
-    inputs = tokenizer("", padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt")
-    with torch.no_grad():
-        return text_encoder(input_ids=inputs["input_ids"]).last_hidden_state
+    return tokens[:, torch.arange(num_tokens) % tokens.shape[1]], pooled
 
 
 def load_encoder(vision: str) -> PreTrainedModel:
@@ -80,8 +96,9 @@ def encoder_image_size(vision: str) -> int:
 
 def drawn_size(diffusion: str) -> int:
     """Side of the pictures, in pixels, that a diffusers pipeline folder draws."""
-    latent_side = UNet2DConditionModel.load_config(diffusion, subfolder="unet")["sample_size"]
-    return latent_side * 2 ** (len(AutoencoderKL.load_config(diffusion, subfolder="vae")["block_out_channels"]) - 1)
+    denoiser = "transformer" if "transformer" in DiffusionPipeline.load_config(diffusion) else "unet"
+    configs = {name: DiffusersModel.load_config(diffusion, subfolder=name) for name in (denoiser, "vae")}
+    return DeemImageDecoderConfig(denoiser=configs[denoiser], vae=configs["vae"]).target_size
 
 
 class ComposeMixin:
@@ -104,7 +121,7 @@ class ComposeMixin:
         Args:
             vision: an encoder of a supported family, alone or in a CLIP-like pair, with its image processor.
             text: a causal language model with its tokenizer.
-            diffusion: a folder laid out as a diffusers pipeline: unet, vae, scheduler, text_encoder, tokenizer.
+            diffusion: a diffusers pipeline: Stable Diffusion 1, 2 or 3, PixArt or Sana, with its text encoders.
             num_image_tokens: Q, image tokens per image and condition tokens of the image decoder.
             tokenizer: the processor's; by default the language model's own with `NEW_TOKENS` added. Tokens that the
                 language model's own tokenizer lacks start with embeddings N(0, initializer_range), output weights 0
@@ -119,9 +136,9 @@ class ComposeMixin:
         encoder = load_encoder(vision)
         language_model = AutoModelForCausalLM.from_pretrained(text)
         attention_output_name(language_model.config)  # raises for families that do not fit
-        unet = UNet2DConditionModel.from_pretrained(diffusion, subfolder="unet")
-        vae = AutoencoderKL.from_pretrained(diffusion, subfolder="vae")
-        scheduler = DDPMScheduler.from_pretrained(diffusion, subfolder="scheduler")
+        pipeline = DiffusionPipeline.from_pretrained(diffusion)
+        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+        scheduler = build_scheduler(training_config(diffusers_config(pipeline.scheduler)))
         known = AutoTokenizer.from_pretrained(text)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(text)
@@ -136,13 +153,13 @@ class ComposeMixin:
         sides = pyramid_sides(encoder.config, image_size or encoder_image_size(vision))
         perceiver_config = {"num_queries": num_image_tokens, **config_overrides.pop("perceiver_config", {})}
         decoder_config = {
-            "denoiser": diffusers_config(unet),
-            "vae": diffusers_config(vae),
+            "denoiser": diffusers_config(denoiser),
+            "vae": diffusers_config(pipeline.vae),
             "scheduler": diffusers_config(scheduler),
             "feature_sides": sides,
             **config_overrides.pop("image_decoder_config", {}),
         }
-        condition_size = unet.config.cross_attention_dim
+        condition_size = DeemImageDecoderConfig(denoiser=decoder_config["denoiser"]).condition_size
         decoder_config["perceiver_config"] = {
             "num_queries": perceiver_config["num_queries"],
             "hidden_size": condition_size,
@@ -199,11 +216,13 @@ class ComposeMixin:
         if config.lm_head_bias:
             state[bias] = F.pad(state.get(bias, torch.zeros(old_vocabulary)), (0, grown))
             state[bias][new] = NEW_TOKEN_BIAS
-        state |= {f"image_decoder.denoiser.{name}": tensor for name, tensor in unet.state_dict().items()}
-        state |= {f"image_decoder.vae.{name}": tensor for name, tensor in vae.state_dict().items()}
-        state["image_decoder.null_condition"] = null_condition(
-            diffusion, config.image_decoder_config.perceiver_config.num_queries
-        )
+        for part, module in {"denoiser": denoiser, "vae": pipeline.vae}.items():
+            state |= {f"image_decoder.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+        tokens, pooled = empty_prompt(pipeline, config.image_decoder_config.perceiver_config.num_queries)
+        state["image_decoder.null_condition"] = tokens.float()
+        if pooled is not None:  # at first every picture has that of the empty prompt
+            state["image_decoder.pooled_projector.weight"] = torch.zeros(pooled.shape[1], condition_size)
+            state["image_decoder.pooled_projector.bias"] = pooled[0].float()
 
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # that the joints are newly initialised is the point
@@ -222,4 +241,4 @@ class ComposeMixin:
         return model
 
 
-__all__ = ["NEW_TOKENS", "ComposeMixin", "drawn_size", "null_condition"]
+__all__ = ["NEW_TOKENS", "ComposeMixin", "drawn_size", "empty_prompt"]

@@ -12,6 +12,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+# Denoisers of diffusers: the config key of the width C of their condition, and whether image features are fused in.
+DENOISERS = {
+    "PixArtTransformer2DModel": ("caption_channels", False),
+    "SD3Transformer2DModel": ("joint_attention_dim", False),
+    "SanaTransformer2DModel": ("caption_channels", False),
+    "UNet2DConditionModel": ("cross_attention_dim", True),
+}
+
 
 @strict
 class DeemPerceiverConfig(PreTrainedConfig):
@@ -55,12 +63,13 @@ class DeemImageDecoderConfig(PreTrainedConfig):
     r"""The diffusion side: a diffusers denoiser, VAE and scheduler, and what feeds them.
 
     Args:
-        denoiser, vae, scheduler: diffusers configs (`dict(module.config)` with `_class_name`).
+        denoiser, vae, scheduler: diffusers configs (`dict(module.config)` with `_class_name`). The denoiser is one of
+            `DENOISERS`; the scheduler says what it predicts.
         perceiver_config: perceiver that turns the language context into condition tokens; its `hidden_size` is the
-            denoiser's `cross_attention_dim` (C).
+            width of the denoiser's condition (C).
         token_size: width P of the image tokens that condition the consistency loss.
         context_size: width D of the language model's hidden states.
-        feature_size: width E of the image features fused at the UNet's skips.
+        feature_size: width E of the image features fused at a UNet's skips; other denoisers see tokens only.
         feature_sides: sides of the feature pyramid at the encoder's pretraining resolution; sampling offsets are
             measured in these cells.
         fusion_size, fusion_heads, fusion_points, fusion_max_images, fusion_offset_range: the feature synchroniser at
@@ -68,8 +77,8 @@ class DeemImageDecoderConfig(PreTrainedConfig):
         num_previous_images: how many images before the drawn one feed the image loss and generation (released: 1).
         condition_dropout: share of training images whose condition is replaced by the learned null condition.
         consistency_timestep_range: first and last timestep of the consistency loss, both included.
-        consistency_condition: whether the consistency loss sees the image tokens only, or also the feature pyramid
-            (as published).
+        consistency_condition: whether the consistency loss sees the image tokens only, or also the feature pyramid (as
+            published, and the default for a UNet).
         image_loss_reduction: "supervised" averages over images that have a condition, "all" over every image (the
             released rule).
         region_mask_resize: how region masks reach coarse maps; "bilinear" (released, small regions can vanish) or
@@ -96,7 +105,7 @@ class DeemImageDecoderConfig(PreTrainedConfig):
     num_previous_images: int = 1
     condition_dropout: float | int = 0.1
     consistency_timestep_range: list[int] | tuple[int, int] = (200, 799)
-    consistency_condition: Literal["tokens", "tokens+features"] = "tokens+features"
+    consistency_condition: Literal["tokens", "tokens+features"] | None = None
     image_loss_reduction: Literal["supervised", "all"] = "supervised"
     region_mask_resize: Literal["bilinear", "antialias"] = "bilinear"
     num_inference_steps: int = 250
@@ -142,11 +151,18 @@ class DeemImageDecoderConfig(PreTrainedConfig):
                 "cross_attention_frequency": 1,
                 "qk_norm": False,
             }
+        if self.consistency_condition is None:
+            self.consistency_condition = "tokens+features" if self.fuses_features else "tokens"
         super().__post_init__(**kwargs)
+        if self.consistency_condition == "tokens+features" and not self.fuses_features:
+            raise ValueError(
+                f"consistency_condition is 'tokens+features', but image features enter a UNet only, not "
+                f"{self.denoiser['_class_name']}. Leave it out, or set it to 'tokens'."
+            )
         if self.perceiver_config.hidden_size != self.condition_size:
             raise ValueError(
                 f"The image decoder's perceiver gives tokens of width {self.perceiver_config.hidden_size}, but the "
-                f"denoiser's cross_attention_dim is {self.condition_size}. Set image_decoder_config.perceiver_config."
+                f"denoiser's {DENOISERS[self.denoiser['_class_name']][0]} is {self.condition_size}. Set image_decoder_config.perceiver_config."
                 f"hidden_size = {self.condition_size}."
             )
         low, high = self.consistency_timestep_range
@@ -159,8 +175,23 @@ class DeemImageDecoderConfig(PreTrainedConfig):
 
     @property
     def condition_size(self) -> int:
-        """Width C of the tokens that the denoiser reads through cross-attention."""
-        return self.denoiser["cross_attention_dim"]
+        """Width C of the tokens that the denoiser is conditioned on.
+
+        Raises:
+            ValueError: the denoiser is not a supported one, or its config does not say.
+        """
+        name = self.denoiser["_class_name"]
+        if name not in DENOISERS:
+            raise ValueError(f"Denoisers of class {name!r} are not supported. Supported: {', '.join(DENOISERS)}.")
+        key, _ = DENOISERS[name]
+        if self.denoiser.get(key) is None:
+            raise ValueError(f"The denoiser's config must give {key}, the width of its condition ({name}).")
+        return self.denoiser[key]
+
+    @property
+    def fuses_features(self) -> bool:
+        """Whether image features are fused into the denoiser."""
+        return DENOISERS[self.denoiser["_class_name"]][1]
 
     @property
     def latent_side(self) -> int:
@@ -170,7 +201,8 @@ class DeemImageDecoderConfig(PreTrainedConfig):
     @property
     def target_size(self) -> int:
         """Side of the pictures to draw, in pixels."""
-        return self.latent_side * 2 ** (len(self.vae["block_out_channels"]) - 1)
+        widths = self.vae.get("block_out_channels") or self.vae["encoder_block_out_channels"]
+        return self.latent_side * 2 ** (len(widths) - 1)
 
 
 @strict
@@ -311,4 +343,4 @@ def _no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
         raise ValueError(f"{type(config).__name__} has no key {key!r} (given value: {kwargs[key]!r}).{hint}")
 
 
-__all__ = ["DeemConfig", "DeemImageDecoderConfig", "DeemPerceiverConfig"]
+__all__ = ["DENOISERS", "DeemConfig", "DeemImageDecoderConfig", "DeemPerceiverConfig"]

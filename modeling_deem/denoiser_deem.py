@@ -1,11 +1,19 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""The diffusers UNet with image features fused into its skips (spec section 6).
+"""The denoisers of diffusers, called in one way; into the UNet image features are fused (spec section 6).
 
 Letters: G images to denoise, M images whose features are looked into, E feature width, c channels of a skip.
 """
 
+from typing import Any
+
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    ModelMixin,
+    PixArtTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import nn
 
 from .attention_deem import DeemFeatureSynchronizer, DeemImageStates
@@ -57,7 +65,8 @@ class DeemFusionBlock(nn.Module):
         reference = torch.stack([centres.repeat(side), centres.repeat_interleave(side)], dim=-1)  # [s*s, 2] as (x, y)
 
         values = states.get_values(
-            self.block_idx, lambda features: self.synchronizer.project_values(self.feature_norm(features))
+            self.block_idx,
+            lambda features: self.synchronizer.project_values(self.feature_norm(features.to(sample.dtype))),
         )
         residual = self.synchronizer(queries, values, states.sides, states.visible, reference)
         return self.conv(residual.transpose(1, 2).unflatten(2, (side, side)))
@@ -140,23 +149,73 @@ class DeemUNet2DConditionModel(UNet2DConditionModel):
         return self.conv_out(sample)
 
 
-def build_denoiser(config: dict) -> DeemUNet2DConditionModel:
-    """The denoiser of a diffusers config.
+class DeemSD3Transformer2DModel(SD3Transformer2DModel):
+    """Stable Diffusion 3: also wants one pooled vector (G, pooled_projection_dim)."""
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, pooled: torch.Tensor
+    ) -> torch.Tensor:
+        return super().forward(sample, encoder_hidden_states, pooled, timestep).sample
+
+
+class DeemSanaTransformer2DModel(SanaTransformer2DModel):
+    """Sana: counts time in its own unit."""
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        return super().forward(sample, encoder_hidden_states, timestep * self.config.timestep_scale).sample
+
+
+class DeemPixArtTransformer2DModel(PixArtTransformer2DModel):
+    """PixArt: large ones are told the picture's size, and most predict a variance too, which DEEM leaves aside."""
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        size = {"resolution": None, "aspect_ratio": None}
+        if self.use_additional_conditions:  # pixels of the picture; its VAE shrinks it eightfold
+            height, width = (8 * side for side in sample.shape[-2:])
+            size["resolution"] = sample.new_tensor([height, width]).repeat(len(sample), 1)
+            size["aspect_ratio"] = sample.new_tensor([height / width]).repeat(len(sample), 1)
+        prediction = super().forward(sample, encoder_hidden_states, timestep, added_cond_kwargs=size).sample
+        return prediction[:, : sample.shape[1]]
+
+
+CLASSES = {
+    "PixArtTransformer2DModel": DeemPixArtTransformer2DModel,
+    "SD3Transformer2DModel": DeemSD3Transformer2DModel,
+    "SanaTransformer2DModel": DeemSanaTransformer2DModel,
+    "UNet2DConditionModel": DeemUNet2DConditionModel,
+}
+
+
+def build_denoiser(config: dict[str, Any]) -> ModelMixin:
+    """The denoiser of a diffusers config; its forward takes (sample, timestep, encoder_hidden_states, ...) and returns
+    the prediction (G, C, s, s).
 
     Raises:
-        ValueError: another class, or a UNet that wants inputs which DEEM does not have.
+        ValueError: another class, or one that wants inputs which DEEM does not have.
     """
-    if config["_class_name"] != "UNet2DConditionModel":
+    name = config["_class_name"]
+    if name not in CLASSES:
+        raise ValueError(f"Denoisers of class {name!r} are not supported. Supported: {', '.join(CLASSES)}.")
+    denoiser = CLASSES[name].from_config(config)
+    wants = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type", "guidance_embeds")
+    if name == "SD3Transformer2DModel":  # the last block gives no context: what asks for it has no effect
+        for part in (
+            denoiser.transformer_blocks[-1].attn.add_q_proj,
+            denoiser.transformer_blocks[-1].attn.norm_added_q,
+        ):
+            if part is not None:
+                part._is_fixed = True
+    unsupported = {key: denoiser.config[key] for key in wants if denoiser.config.get(key)}
+    if name == "UNet2DConditionModel" and (denoiser.config.center_input_sample or denoiser.mid_block is None):
+        unsupported["centred samples, or no mid block"] = True
+    if unsupported:
         raise ValueError(
-            f"Denoisers of class {config['_class_name']!r} are not supported. Supported: UNet2DConditionModel."
-        )
-    denoiser = DeemUNet2DConditionModel.from_config(config)
-    names = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
-    unsupported = {name: denoiser.config[name] for name in names if denoiser.config[name] is not None}
-    if unsupported or denoiser.config.center_input_sample or denoiser.mid_block is None:
-        raise ValueError(
-            f"This UNet needs what DEEM does not give: {unsupported or 'centred samples, or a mid block it lacks'}. "
-            "Use a UNet conditioned on encoder_hidden_states only, such as those of Stable Diffusion 1 and 2."
+            f"This {name} needs what DEEM does not give: {unsupported}. Use a denoiser conditioned on text tokens only, "
+            "such as those of Stable Diffusion 1, 2 and 3, PixArt and Sana."
         )
     return denoiser
 

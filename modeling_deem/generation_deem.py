@@ -11,7 +11,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from .attention_deem import DeemImageStates
-from .image_decoder_deem import DeemImageDecoder, gather_contexts, no_features, previous_features
+from .image_decoder_deem import DeemImageDecoder, gather_contexts, previous_features
 from .text_deem import last_document_start
 
 
@@ -100,8 +100,7 @@ class DeemGenerationMixin:
             document_starts = starts[rows, (columns - 1).clamp(min=0)].clamp(min=0)
         contexts, mask = gather_contexts(hidden_states, attention_mask, rows, columns, document_starts)
         if count == 0:
-            fusion = self.image_decoder.feature_fusion.mid_block
-            return contexts, mask, no_features(len(rows), fusion.feature_norm.weight)
+            return contexts, mask, self.image_decoder.no_features(len(rows))
         previous = self.config.image_decoder_config.num_previous_images
         return contexts, mask, previous_features(images.deepstack_features, given, drawn, document_starts, previous)
 
@@ -293,7 +292,7 @@ class DeemGenerationMixin:
         decoder = self.require_image_decoder()
         images = self.get_image_features(pixel_values, region_masks)
         states = decoder.consistency_states(images.image_tokens, images.deepstack_features, region_masks)
-        condition = decoder.token_projector(images.image_tokens)
+        condition = decoder.condition_from_tokens(images.image_tokens)
         return decoder.sample(condition, states, num_inference_steps, guidance_scale, generator, latents, scheduler)
 
     def consistency_loss(

@@ -23,13 +23,8 @@ from .configuration_deem import DeemImageDecoderConfig
 from .denoiser_deem import DeemFeatureFusion, build_denoiser
 from .losses_deem import region_mean, supervised_mean
 from .perceiver_deem import DeemPerceiver
+from .scheduling_deem import add_noise, build_scheduler, exchange_scheduler, prediction_type
 from .vision_deem import resize_region_masks, sincos_positions_1d
-
-
-def build_scheduler(config: dict) -> diffusers.SchedulerMixin:
-    """A diffusers scheduler from its config; on CPU even while the model is being built on the meta device."""
-    with torch.device("cpu"):
-        return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def own_features(
@@ -142,8 +137,9 @@ class DeemImageDecoder(DeemPreTrainedModel):
     """Denoiser + VAE + scheduler with the two ways into them: image tokens, and language context.
 
     Attributes:
-        denoiser: `DeemUNet2DConditionModel`; vae: `AutoencoderKL`, frozen, float32.
-        feature_fusion: image features -> residuals at the UNet's skips.
+        denoiser: of diffusers, see `DENOISERS` in the config's file; vae: of diffusers, frozen, float32.
+        feature_fusion: image features -> residuals at the UNet's skips; None for denoisers that see tokens only.
+        pooled_projector: mean of the condition tokens -> the one vector that Stable Diffusion 3 wants besides, else None.
         token_projector: image tokens (width P) -> condition (width C) of the consistency loss.
         context_projector, perceiver: language context -> Q condition tokens of the image loss.
         null_condition: (1, Q, C), the learned "no condition" of classifier-free guidance.
@@ -161,9 +157,18 @@ class DeemImageDecoder(DeemPreTrainedModel):
         self.vae._is_fixed = True
         for part in (self.denoiser, self.vae):
             mark_upstream(part)
-        self.feature_fusion = DeemFeatureFusion(config)
+        if self.vae.config.latent_channels != self.denoiser.config.in_channels:
+            raise ValueError(
+                f"The VAE's latents have {self.vae.config.latent_channels} channels, the denoiser takes "
+                f"{self.denoiser.config.in_channels}. Take both from one pipeline."
+            )
+        self.feature_fusion = DeemFeatureFusion(config) if config.fuses_features else None
         self.token_projector = nn.Linear(config.token_size, config.condition_size)
         self.token_projector._init_std = 1e-3
+        self.pooled_projector = None
+        if pooled_size := self.denoiser.config.get("pooled_projection_dim"):
+            self.pooled_projector = nn.Linear(config.condition_size, pooled_size)
+            self.pooled_projector._init_std = 0.0
         self.context_projector = nn.Linear(config.context_size, config.context_size)
         self.perceiver = DeemPerceiver(config.perceiver_config)
         self.null_condition = nn.Parameter(torch.empty(1, config.perceiver_config.num_queries, config.condition_size))
@@ -178,7 +183,16 @@ class DeemImageDecoder(DeemPreTrainedModel):
             self._scheduler = build_scheduler(self.config.scheduler)
         return self._scheduler
 
+    def make_scheduler(self, name: str) -> diffusers.SchedulerMixin:
+        """A diffusers scheduler of another class for sampling, e.g. "DDIMScheduler", with the noise of training."""
+        return exchange_scheduler(self.scheduler, name)
+
     # ---- latents -----------------------------------------------------------------------------------------------
+
+    @property
+    def latent_shift(self) -> float:
+        """What is taken off the VAE's latents before they are scaled."""
+        return self.vae.config.get("shift_factor") or 0.0
 
     @torch.no_grad()
     def encode(
@@ -187,25 +201,41 @@ class DeemImageDecoder(DeemPreTrainedModel):
         generator: torch.Generator | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Pictures (N, 3, H, H) in [-1, 1] -> sampled, scaled latents (N, 4, s, s) in the VAE's precision."""
-        posterior = self.vae.encode(target_pixel_values.to(self.vae.dtype)).latent_dist
-        if noise is None:
-            noise = randn_tensor(posterior.mean.shape, generator, posterior.mean.device, posterior.mean.dtype)
-        latents = posterior.mean + posterior.std * noise
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        """Pictures (N, 3, H, H) in [-1, 1] -> latents (N, 4, s, s), shifted and scaled, in the VAE's precision.
+
+        Sampled from the posterior where the VAE has one; Sana's gives the latents themselves.
+        """
+        encoded = self.vae.encode(target_pixel_values.to(self.vae.dtype))
+        if "latent" in encoded:
+            latents = encoded.latent
+        else:
+            posterior = encoded.latent_dist
+            if noise is None:
+                noise = randn_tensor(posterior.mean.shape, generator, posterior.mean.device, posterior.mean.dtype)
+            latents = posterior.mean + posterior.std * noise
+        return (latents - self.latent_shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (N, 4, s, s) -> pictures (N, 3, H, H) in [0, 1]."""
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self.latent_shift
         return (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 
     # ---- conditions --------------------------------------------------------------------------------------------
 
     def condition_from_context(self, contexts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Contexts (N, L, D) and bool mask (N, L) -> condition (N, Q, C); position 0 is the start-of-image token."""
+        contexts = contexts.to(self.null_condition.dtype)  # the decoder may be of another precision
         positions = sincos_positions_1d(contexts.shape[1], contexts.shape[2], contexts.device).to(contexts.dtype)
         return self.perceiver(self.context_projector(contexts) + positions, mask)
+
+    def condition_from_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens (N, Q, P) -> the condition (N, Q, C) under which their image is redrawn."""
+        return self.token_projector(image_tokens.to(self.null_condition.dtype))
+
+    def no_features(self, count: int) -> DeemImageStates:
+        """Nothing to look into, for `count` images."""
+        return no_features(count, self.null_condition.new_zeros(self.config.feature_size or 0))
 
     @staticmethod
     def has_context(context_mask: torch.Tensor) -> torch.Tensor:
@@ -217,9 +247,13 @@ class DeemImageDecoder(DeemPreTrainedModel):
     def denoise(
         self, latents: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor, states: DeemImageStates
     ) -> torch.Tensor:
-        """The denoiser's prediction (N, 4, s, s) for noisy latents."""
-        dtype = self.denoiser.dtype
-        return self.denoiser(latents.to(dtype), timesteps, condition.to(dtype), self.feature_fusion, states)
+        """The denoiser's prediction (N, 4, s, s) for noisy latents; image features count where they are fused in."""
+        dtype, extra = self.denoiser.dtype, {}
+        if self.feature_fusion is not None:
+            extra = {"fusion": self.feature_fusion, "image_states": states}
+        elif self.pooled_projector is not None:
+            extra = {"pooled": self.pooled_projector(condition.mean(1)).to(dtype)}
+        return self.denoiser(latents.to(dtype), timesteps, condition.to(dtype), **extra)
 
     def error_map(
         self,
@@ -230,14 +264,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         noise: torch.Tensor,
     ) -> torch.Tensor:
         """Squared error of the denoiser at every latent cell, (N, 4, s, s) float32; the scheduler sets the target."""
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            target = noise
-        elif kind == "v_prediction":
-            target = self.scheduler.get_velocity(latents, noise, timesteps)
-        else:
-            raise ValueError(f"prediction_type {kind!r} is not supported; expected 'epsilon' or 'v_prediction'.")
+        noisy, target, timesteps = add_noise(self.scheduler, latents, noise, timesteps)
         prediction = self.denoise(noisy, timesteps, condition, states)
         return (prediction.float() - target.float()).square()
 
@@ -282,7 +309,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
                 len(latents), *config.consistency_timestep_range, device=latents.device, generator=generator
             )
         states = self.consistency_states(image_tokens, image_features, region_masks)
-        errors = self.error_map(latents, self.token_projector(image_tokens), states, timesteps, noise)
+        errors = self.error_map(latents, self.condition_from_tokens(image_tokens), states, timesteps, noise)
         if region_masks is not None:
             region_masks = resize_region_masks(region_masks, latents.shape[-2:], config.region_mask_resize)
         return region_mean(errors, region_masks)
@@ -295,7 +322,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
     ) -> DeemImageStates:
         """What the fusion blocks see while an image is redrawn: its own pyramid, or nothing if so configured."""
         if self.config.consistency_condition == "tokens":
-            return no_features(len(image_tokens), self.feature_fusion.mid_block.feature_norm.weight)
+            return self.no_features(len(image_tokens))
         if image_features is None:
             raise ValueError(
                 "consistency_condition is 'tokens+features', but no image_features were given. Give the pyramid, or "
@@ -370,13 +397,18 @@ class DeemImageDecoder(DeemPreTrainedModel):
             generator: one for the batch, or a list of one per picture, which makes each picture independent of its
                 neighbours.
             latents: initial noise (N, 4, s, s) of variance 1.
-            scheduler: any diffusers scheduler with the same noise; the model's own otherwise.
+            scheduler: any diffusers scheduler with the same noise, see `make_scheduler`; the model's own otherwise.
             step_noise: what ancestral schedulers add at each step, (num_inference_steps, N, 4, s, s) of variance 1, to
                 repeat a computation; drawn from `generator` otherwise.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         scheduler = copy.deepcopy(scheduler or self.scheduler)
+        if prediction_type(scheduler) != (trained := prediction_type(self.scheduler)):
+            raise ValueError(
+                f"{type(scheduler).__name__} expects {prediction_type(scheduler)!r}, but this model predicts "
+                f"{trained!r}. Make it by image_decoder.make_scheduler(name)."
+            )
         scheduler.set_timesteps(steps, device=condition.device)
         if step_noise is not None and len(step_noise) != len(scheduler.timesteps):
             raise ValueError(
@@ -387,7 +419,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         if latents is None:
             shape = (condition.shape[0], channels, side, side)
             latents = randn_tensor(shape, generator, condition.device, torch.float32)
-        latents = latents * scheduler.init_noise_sigma
+        latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
 
         guided = scale != 1.0
         if guided:
@@ -403,7 +435,9 @@ class DeemImageDecoder(DeemPreTrainedModel):
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
         for step, timestep in enumerate(scheduler.timesteps):
-            noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+            noisy = torch.cat([latents, latents]) if guided else latents
+            if hasattr(scheduler, "scale_model_input"):
+                noisy = scheduler.scale_model_input(noisy, timestep)
             prediction = self.denoise(noisy, timestep.expand(len(noisy)), condition, states).float()
             if guided:
                 without, within = prediction.chunk(2)
@@ -416,7 +450,6 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
 __all__ = [
     "DeemImageDecoder",
-    "build_scheduler",
     "flatten_features",
     "gather_contexts",
     "no_features",

@@ -114,15 +114,7 @@ def make_scheduler(model: PreTrainedModel, name: str) -> diffusers.SchedulerMixi
         ValueError: diffusers has no such scheduler, or it is of another kind than the model's (flow matching against
             denoising); lists those that fit.
     """
-    own = model.image_decoder.scheduler
-    fitting = {type(own).__name__, *own._compatibles}
-    other = getattr(diffusers, name, None)
-    if name not in fitting and type(own).__name__ not in getattr(other, "_compatibles", ()):
-        raise ValueError(
-            f"No scheduler {name!r} in diffusers draws with this model, which was trained with "
-            f"{type(own).__name__}. Use one of {', '.join(sorted(fitting))}."
-        )
-    return other.from_config(own.config)
+    return model.image_decoder.make_scheduler(name)
 
 
 def make_prompt(processor: ProcessorMixin, template: str, text: str = "", num_images: int = 0) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import build_tokenizer
 from deem_fixtures import SCHEDULER, SIDE, TEXT, UNET, VAE, VISION, tensors_of, tiny_batch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -57,11 +57,6 @@ def parts(tmp_path_factory) -> dict[str, str]:
     ConvNextImageProcessorPil(size={"shortest_edge": SIDE}).save_pretrained(root / "vision")
     save_text(root / "text")
     diffusion = root / "diffusion"
-    unet = UNet2DConditionModel.from_config(UNET)
-    unet.save_pretrained(diffusion / "unet")
-    AutoencoderKL.from_config({**VAE, "scaling_factor": 0.7}).save_pretrained(diffusion / "vae")
-    # As Stable Diffusion ships it: a sampler's config, of which training takes the noise schedule.
-    PNDMScheduler.from_config({**SCHEDULER, "_class_name": "PNDMScheduler"}).save_pretrained(diffusion / "scheduler")
     text = CLIPTextConfig(
         vocab_size=OLD_VOCABULARY,
         hidden_size=32,
@@ -70,8 +65,17 @@ def parts(tmp_path_factory) -> dict[str, str]:
         num_attention_heads=4,
         max_position_embeddings=16,
     )
-    CLIPTextModel(text).save_pretrained(diffusion / "text_encoder")
-    build_tokenizer().save_pretrained(diffusion / "tokenizer")
+    StableDiffusionPipeline(
+        AutoencoderKL.from_config({**VAE, "scaling_factor": 0.7}),
+        CLIPTextModel(text),
+        build_tokenizer(),
+        UNet2DConditionModel.from_config(UNET),
+        # As Stable Diffusion ships it: a sampler's config, of which training takes the noise schedule.
+        PNDMScheduler.from_config({**SCHEDULER, "_class_name": "PNDMScheduler"}),
+        None,
+        None,
+        requires_safety_checker=False,
+    ).save_pretrained(diffusion)
     return {"vision": str(root / "vision"), "text": str(root / "text"), "diffusion": str(diffusion)}
 
 

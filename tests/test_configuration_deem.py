@@ -6,7 +6,7 @@ import json
 import pytest
 from deem_fixtures import tiny_config, tiny_decoder_config
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig, CLIPVisionConfig, ConvNextConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoConfig, ConvNextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration, DeemImageDecoderConfig, DeemPerceiverConfig
 
@@ -158,12 +158,6 @@ def test_wrong_sizes_are_refused(changes: dict, message: str) -> None:
 def test_wrong_types_and_choices_are_refused(changes: dict, name: str) -> None:
     with pytest.raises(StrictDataclassFieldValidationError, match=name):  # of huggingface_hub, as for any config
         tiny_config(**changes)
-
-
-def test_encoders_without_four_stages_are_refused() -> None:
-    config = tiny_config(vision_config=CLIPVisionConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(ValueError, match="clip_vision_model.*convnext"):
-        DeemForConditionalGeneration(config)
 
 
 def test_synchroniser_widths_that_do_not_divide_are_refused() -> None:

@@ -165,7 +165,7 @@ def test_block_sides_follow_the_unet() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel.*UNet2DConditionModel"),
+        ({"_class_name": "UNet1DModel"}, "UNet1DModel.*SD3Transformer2DModel.*UNet2DConditionModel"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"num_class_embeds": 10}, "num_class_embeds"),
         (

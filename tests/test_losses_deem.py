@@ -136,6 +136,3 @@ def test_error_map_measures_against_the_schedulers_target(kind: str) -> None:
         target = noise if kind == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latents
         expected = (decoder.denoise(noisy, timesteps, condition, states) - target).square()
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-    decoder.scheduler.register_to_config(prediction_type="sample")
-    with pytest.raises(ValueError, match="'sample'.*'epsilon' or 'v_prediction'"), torch.no_grad():
-        decoder.error_map(latents, condition, states, timesteps, noise)
