@@ -7,7 +7,7 @@ V levels, H heads, K points per level, S cells of all levels, E feature width, c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -156,12 +156,12 @@ class DeemImageStates:
         sides: (height, width) of these levels.
         index: int64 (B, n), which of the N images is the k-th of each row (0 where a row has fewer); None where each
             row has one image, its own.
-        visible: bool (B, T, n), which images each token sees. When the sequence grows token by token the last row
-            holds for every new token.
+        visible: bool (B, T, n), which images each token sees.
         blocks: the image attention of each layer, by layer number; looked up at every forward so that wrapped
             modules (adapters) take part.
         values: projected values (B, n, H, c, S) per layer, kept while generating so that images are projected once.
         keep_values: whether to fill `values`.
+        prompt_length: tokens of the prompt that `visible` was made from, when the sequence grows from there.
     """
 
     features: torch.Tensor
@@ -171,6 +171,11 @@ class DeemImageStates:
     blocks: nn.ModuleDict | None = None
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     keep_values: bool = False
+    prompt_length: int = 0
+
+    def after(self, length: int) -> "DeemImageStates":
+        """The states of `length` more tokens behind these: they see what the last one saw."""
+        return replace(self, visible=self.visible[:, -1:].expand(-1, length, -1))
 
     def get_values(self, key: int, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Projected values (B, n, H, c, S) of block `key`; `project` maps features (N, S, E) to (N, H, c, S)."""
@@ -216,12 +221,8 @@ class DeemImageAttention(nn.Module):
         values = states.get_values(
             self.layer_idx, lambda features: self.synchronizer.project_values(self.feature_norm(features))
         )
-        length = hidden_states.shape[1]
-        visible = states.visible
-        if visible.shape[1] != length:  # cached decoding: new tokens see what the last prompt token saw
-            visible = visible[:, -1:].expand(-1, length, -1)
-        centre = hidden_states.new_full((length, 2), 0.5, dtype=torch.float32)
-        residual = self.synchronizer(self.query_norm(hidden_states), values, states.sides, visible, centre)
+        centre = hidden_states.new_full((hidden_states.shape[1], 2), 0.5, dtype=torch.float32)
+        residual = self.synchronizer(self.query_norm(hidden_states), values, states.sides, states.visible, centre)
         return torch.tanh(self.gate) * residual
 
 

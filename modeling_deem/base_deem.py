@@ -4,13 +4,16 @@
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 
 from .attention_deem import DeemFeatureSynchronizer, DeemImageAttention
 from .configuration_deem import DeemConfig
@@ -18,11 +21,13 @@ from .denoiser_deem import DeemFusionBlock
 from .perceiver_deem import DeemPerceiver
 from .vision_deem import DeemVisionTower
 
+logger = logging.get_logger(__name__)
+
 
 def mark_upstream(module: nn.Module) -> None:
-    """Tell `_init_weights` that a part built by another library keeps that library's initialisation.
+    """Tell `_init_weights` that a part built by another library starts as that library starts it.
 
-    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), zero convolutions included, and
+    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), and
     leave buffers that no checkpoint holds (PixArt's position table) as memory happens to be.
     """
     fixed: dict[str, torch.Tensor] = {}
@@ -33,8 +38,6 @@ def mark_upstream(module: nn.Module) -> None:
         part._is_upstream = True
         names = part._non_persistent_buffers_set
         part._fixed_buffers = {name: fixed[f"{prefix}.{name}".removeprefix(".")] for name in names}
-        if not any(tensor.is_meta for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))):
-            part._is_hf_initialized = True
 
 
 class DeemPreTrainedModel(PreTrainedModel):
@@ -68,6 +71,17 @@ class DeemPreTrainedModel(PreTrainedModel):
             for file in Path(__file__).parent.glob("*_deem.py"):
                 digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
             path.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
+        # Image features reach the layers beside their positional arguments, where reentrant checkpointing loses their
+        # gradient.
+        options = getattr(gradient_checkpointing_func, "keywords", {})
+        if options.get("use_reentrant"):
+            logger.warning_once(
+                "DEEM checkpoints activations with use_reentrant=False; use_reentrant=True is ignored."
+            )
+            gradient_checkpointing_func = partial(checkpoint, **{**options, "use_reentrant": False})
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     def freeze_fixed_parts(self) -> None:
         """No gradients for the VAE and for the null values of the UNet side (spec section 9)."""

@@ -11,6 +11,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Denoisers of diffusers: the config key of the width C of their condition, and whether image features are fused in.
 DENOISERS = {
@@ -329,7 +332,10 @@ _LIBRARY_KEYS = {
 
 
 def _no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
-    """A misspelt key must not pass silently: name it, and the nearest known one."""
+    """A misspelt key must not pass silently: name it, and the nearest known one.
+
+    A saved config may come from another version: keys of it that resemble none of ours are only reported.
+    """
     from difflib import get_close_matches
 
     known = set(type(config).__dataclass_fields__)
@@ -340,7 +346,10 @@ def _no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
         hint = (
             f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Known keys: {', '.join(sorted(known))}."
         )
-        raise ValueError(f"{type(config).__name__} has no key {key!r} (given value: {kwargs[key]!r}).{hint}")
+        message = f"{type(config).__name__} has no key {key!r} (given value: {kwargs[key]!r}).{hint}"
+        if near or config.transformers_version is None:
+            raise ValueError(message)
+        logger.warning(message)
 
 
 __all__ = ["DENOISERS", "DeemConfig", "DeemImageDecoderConfig", "DeemPerceiverConfig"]

@@ -4,44 +4,56 @@
 Letters: B sequences, T tokens, N images given, D language width, H picture side.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-
 import torch
 from diffusers import SchedulerMixin
 
 from .attention_deem import DeemImageStates
 from .image_decoder_deem import DeemImageDecoder, gather_contexts, previous_features
+from .interleaving_deem import InterleavingMixin
 from .text_deem import last_document_start
 
 
-@dataclasses.dataclass
-class DeemInterleavedOutput:
-    """
-    Attributes:
-        pieces: what was generated, in order: token ids int64 (T,), a start-of-image token last where a picture
-            follows, or pictures (3, H, H) in [0, 1].
-        input_ids: (1, T), prompt and all pieces, pictures as image tokens.
-        pixel_values: (N, 3, h, w), the prompt's images and the drawn ones, as the model reads them.
-    """
-
-    pieces: list[torch.Tensor]
-    input_ids: torch.LongTensor
-    pixel_values: torch.Tensor | None
-
-
-class DeemGenerationMixin:
-    """`generate_images`, `generate_interleaved`, `reconstruct`, `consistency_loss`, and the image states on their way
-    through `generate`.
-    """
+class DeemGenerationMixin(InterleavingMixin):
+    """`generate_images`, `reconstruct`, `consistency_loss`, and the image states on their way through `generate`."""
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, **kwargs) -> dict:
         # transformers drops images after the prompt; the image attention needs them at every step.
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
-        states = outputs.image_states
-        if model_kwargs.get("use_cache") and states is not None:
-            model_kwargs["image_states"] = dataclasses.replace(states, visible=states.visible[:, -1:])
+        if model_kwargs.get("image_states") is None:
+            model_kwargs["image_states"] = outputs.image_states
         return model_kwargs
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args, **kwargs) -> dict:
+        """As in transformers, and what the tokens to read see of the images, where the forward cannot tell.
+
+        A bos that the model writes begins no document: what it writes sees what the end of the prompt saw, with and
+        without a cache (as released).
+        """
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        cache, states = inputs.get("past_key_values"), inputs.get("image_states")
+        images = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        cached = cache is not None and cache.get_seq_length() > 0
+        if images is None or inputs.get("input_ids") is None or (states is None and not cached):
+            return inputs
+        # All tokens anew (no cache), or the first ones behind a cache that an earlier call has left.
+        prompt = input_ids.shape[1] if states is None else states.prompt_length
+        new = inputs["input_ids"].shape[1]
+        return {**inputs, **self._continue_with_images(input_ids, images, prompt, new)}
+
+    def _continue_with_images(self, input_ids: torch.LongTensor, images, prompt_length: int, new: int) -> dict:
+        """Images and their states for the last `new` of the tokens (B, T), of which the first are the prompt."""
+        is_image, is_bos = input_ids == self.config.image_token_id, input_ids == self.config.bos_token_id
+        is_bos[:, prompt_length:] = False
+        states = self.model.get_image_states(images, is_image, is_bos)
+        states.prompt_length = prompt_length
+        first = is_image & (is_image.cumsum(1) % self.config.num_image_tokens == 1 % self.config.num_image_tokens)
+        is_new = first.nonzero()[:, 1] >= input_ids.shape[1] - new
+        if not is_new.any():
+            states.visible = states.visible[:, :-new]
+            return {"image_states": states, "mm_encoder_outputs": {}}
+        states.visible = states.visible[:, -new:]
+        images = images if is_new.all() else type(images)(pooler_output=images.pooler_output[is_new])
+        return {"image_states": states, "mm_encoder_outputs": {"image": images}}
 
     def require_image_decoder(self) -> DeemImageDecoder:
         if self.image_decoder is None:
@@ -145,13 +157,14 @@ class DeemGenerationMixin:
             attention_mask = torch.ones_like(input_ids)
         if target_images is None:
             input_ids, attention_mask = self.append_start_of_image(input_ids, attention_mask)
-        images = None if pixel_values is None else self.get_image_features(pixel_values, region_masks)
+        images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
             mm_encoder_outputs={"image": images},
             use_cache=False,
+            return_dict=True,
         )
         contexts, mask, states = self.get_image_context(
             outputs.last_hidden_state,
@@ -172,92 +185,6 @@ class DeemGenerationMixin:
             scheduler,
             step_noise,
         )
-
-    @torch.no_grad()
-    def generate_interleaved(
-        self,
-        input_ids: torch.LongTensor,
-        pixel_values: torch.Tensor | None = None,
-        *,
-        image_processor: Callable[..., dict[str, torch.Tensor]],
-        max_pieces: int = 8,
-        draw_every_turn: bool = False,
-        stop_at_eos: bool = True,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
-        scheduler: SchedulerMixin | None = None,
-        latents: Sequence[torch.Tensor] | None = None,
-        step_noise: Sequence[torch.Tensor] | None = None,
-        **text_options,
-    ) -> DeemInterleavedOutput:
-        """Writes and draws in turns: text until a start-of-image token, the picture, text again, until eos.
-
-        A drawn picture goes back through the image processor and is an image of the text like any other. Everything
-        is one document: a bos that the model writes does not cut off what comes before it from the next picture.
-
-        Args:
-            input_ids: (1, T), images as the processor writes them, no padding. Ends it in a start-of-image token, the
-                first piece is a picture.
-            pixel_values: (N, 3, h, w), images in the text.
-            image_processor: the processor's; called with `images` (a list with one uint8 array (3, H, H)) and
-                `return_tensors="pt"`.
-            max_pieces: most pieces, texts and pictures, to generate.
-            draw_every_turn: draw a picture after every text, whether the model asks for it or not.
-            stop_at_eos: end when the model does; otherwise only after `max_pieces`.
-            num_inference_steps, guidance_scale, generator, scheduler: as in `generate_images`.
-            latents, step_noise: per picture, as in `generate_images`, to repeat a computation.
-            text_options: of `generate`, for each text.
-        """
-        config = self.config
-        if len(input_ids) != 1:
-            raise ValueError(f"generate_interleaved takes one row at a time, got {len(input_ids)}. Call it for each.")
-        eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
-        start, slot = config.start_of_image_token_id, config.image_token_id
-        # Image tokens written as text would have no image.
-        text_options = {"pad_token_id": config.pad_token_id, "suppress_tokens": [slot], **text_options}
-        document_start = last_document_start(input_ids == config.bos_token_id)[:, -1].clamp(min=0)
-        pieces: list[torch.Tensor] = []
-        drawing, pictures = bool(input_ids[0, -1] == start), 0
-        while len(pieces) < max_pieces:
-            mask = torch.ones_like(input_ids)
-            if drawing:
-                picture = self.generate_images(
-                    input_ids,
-                    mask,
-                    pixel_values,
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
-                    generator=generator,
-                    scheduler=scheduler,
-                    latents=None if latents is None else latents[pictures],
-                    step_noise=None if step_noise is None else step_noise[pictures],
-                    document_starts=document_start,
-                )[0]
-                pieces.append(picture)
-                pictures += 1
-                as_bytes = (picture * 255).round().to(torch.uint8).cpu().numpy()
-                processed = image_processor(images=[as_bytes], return_tensors="pt")["pixel_values"]
-                processed = processed.to(input_ids.device)
-                pixel_values = processed if pixel_values is None else torch.cat([pixel_values, processed])
-                input_ids = torch.nn.functional.pad(input_ids, (0, config.num_image_tokens), value=slot)
-                drawing = False
-                continue
-            images = {} if pixel_values is None else {"pixel_values": pixel_values}
-            written = self.generate(
-                input_ids=input_ids, attention_mask=mask, eos_token_id=[*eos, start], **images, **text_options
-            )[0, input_ids.shape[1] :]
-            ended = written[-1].item() in eos
-            if ended:
-                written = written[:-1]
-            drawing = draw_every_turn or bool((written[-1:] == start).any())
-            if drawing and not (written[-1:] == start).any():
-                written = torch.nn.functional.pad(written, (0, 1), value=start)
-            pieces.append(written)
-            input_ids = torch.cat([input_ids, written[None]], dim=1)
-            if ended and stop_at_eos:
-                break
-        return DeemInterleavedOutput(pieces=pieces, input_ids=input_ids, pixel_values=pixel_values)
 
     def append_start_of_image(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -290,7 +217,7 @@ class DeemGenerationMixin:
     ) -> torch.Tensor:
         """What the encoder sees: redraws each image (N, 3, h, w) from its own tokens -> (N, 3, H, H) in [0, 1]."""
         decoder = self.require_image_decoder()
-        images = self.get_image_features(pixel_values, region_masks)
+        images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         states = decoder.consistency_states(images.image_tokens, images.deepstack_features, region_masks)
         condition = decoder.condition_from_tokens(images.image_tokens)
         return decoder.sample(condition, states, num_inference_steps, guidance_scale, generator, latents, scheduler)
@@ -310,11 +237,11 @@ class DeemGenerationMixin:
             draws: `noise` and `timesteps`, to repeat a computation.
         """
         decoder = self.require_image_decoder()
-        images = self.get_image_features(pixel_values, region_masks)
+        images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         latents = decoder.encode(target_pixel_values, generator)
         return decoder.consistency_loss(
             latents, images.image_tokens, images.deepstack_features, region_masks, generator=generator, **draws
         )
 
 
-__all__ = ["DeemGenerationMixin", "DeemInterleavedOutput"]
+__all__ = ["DeemGenerationMixin"]

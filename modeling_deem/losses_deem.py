@@ -6,7 +6,10 @@ import torch.nn.functional as F
 
 
 def text_loss(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Next-token cross entropy in float32 (L_NTP).
 
@@ -15,8 +18,10 @@ def text_loss(
         labels: (B, T), unshifted, -100 where nothing is to be learned.
         num_items_in_batch: targets of the whole optimiser step (gradient accumulation, ranks); without it the mean
             over the targets given here. No target at all gives 0.
+        shift_labels: (B, T), targets already aligned with the logits; they take the place of `labels`.
     """
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100).flatten().to(logits.device)
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
+    targets = targets.flatten().to(logits.device)
     total = F.cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=-100, reduction="sum")
     if num_items_in_batch is None:
         num_items_in_batch = (targets != -100).sum().clamp(min=1)

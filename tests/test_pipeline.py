@@ -45,7 +45,7 @@ TEXT_CHAT = [{"role": "user", "content": [{"type": "text", "text": "How are you?
 def checkpoint(tmp_path_factory) -> str:
     """A folder with a tiny model and its processor."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model()
+    model = tiny_model(seed=5)
     model.generation_config.suppress_tokens = STRUCTURE
     model.generation_config.pad_token_id = model.config.pad_token_id
     model.save_pretrained(folder)

@@ -762,14 +762,14 @@ def run_interleaved(case: Case, models: Models) -> None:
             stop_at_eos=bool(case.option("auto_end", default=False)),
             num_inference_steps=case.option("num_inference_steps"),
             guidance_scale=case.option("guidance_scale"),
-            latents=[tensor.reshape(1, *tensor.shape[-3:]) for tensor in of_role("initial latents")],
-            step_noise=[tensor.reshape(-1, 1, *tensor.shape[-3:]) for tensor in of_role("step noise")],
+            latents=[[tensor.reshape(1, *tensor.shape[-3:]) for tensor in of_role("initial latents")]],
+            step_noise=[[tensor.reshape(-1, 1, *tensor.shape[-3:]) for tensor in of_role("step noise")]],
             **text_options(case),
         )
 
-    case.compare_tensors("iterations", torch.tensor(len(output.pieces)), torch.tensor(len(stored)), "ids")
+    case.compare_tensors("iterations", torch.tensor(len(output.pieces[0])), torch.tensor(len(stored)), "ids")
     prompt, drawn = ids[0], 0
-    for entry, piece in zip(stored, output.pieces, strict=False):
+    for entry, piece in zip(stored, output.pieces[0], strict=False):
         is_text = piece.dim() == 1
         if is_text:
             prompt = torch.cat([prompt, piece])

@@ -1,0 +1,271 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Writing and drawing in turns, for a batch of rows that are each at a point of their own (spec section 10).
+
+Letters: B rows, T tokens, N images, H picture side, h/w sides of the encoder's input.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import SchedulerMixin
+from transformers import LogitsProcessor
+
+from .text_deem import last_document_start
+
+
+@dataclasses.dataclass
+class DeemInterleavedOutput:
+    """
+    Attributes:
+        pieces: for each row what was generated, in order: token ids int64 (T,), a start-of-image token last where a
+            picture follows, or pictures (3, H, H) in [0, 1].
+        input_ids, attention_mask: (B, T), prompts and all pieces, pictures as image tokens, padded on the left.
+        pixel_values: (N, 3, h, w), the prompts' images and the drawn ones, row by row, as the model reads them.
+    """
+
+    pieces: list[list[torch.Tensor]]
+    input_ids: torch.LongTensor
+    attention_mask: torch.LongTensor
+    pixel_values: torch.Tensor | None
+
+
+@dataclasses.dataclass
+class _Row:
+    """One row between two pieces: all its tokens, its images so far, and what comes next."""
+
+    index: int
+    ids: torch.Tensor  # [T]
+    pixel_values: torch.Tensor | None  # [n, 3, h, w]
+    document_start: int
+    generator: torch.Generator | None
+    draws: dict[str, Sequence[torch.Tensor]]  # given noise, one entry per picture
+    drawing: bool
+    pieces: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    pictures: int = 0
+    done: bool = False
+
+
+class _RowSampler(LogitsProcessor):
+    """Draws each row's next token with the row's own generator, and leaves only that one to be sampled.
+
+    A row that has ended draws no more, so that its generator stands where it would stand without neighbours.
+    """
+
+    def __init__(self, generators: list[torch.Generator], prompt_length: int, stop_ids: list[int]):
+        self.generators, self.prompt_length, self.stop_ids = generators, prompt_length, stop_ids
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        stops = torch.tensor(self.stop_ids, device=input_ids.device)
+        ended = torch.isin(input_ids[:, self.prompt_length :], stops).any(1).tolist()
+        chosen = torch.full_like(scores, float("-inf"))
+        for row, generator in enumerate(self.generators):
+            token = 0
+            if not ended[row]:
+                probabilities = scores[row].float().softmax(-1).to(generator.device)
+                token = int(torch.multinomial(probabilities, 1, generator=generator))
+            chosen[row, token] = 0.0
+        return chosen
+
+
+class InterleavingMixin:
+    """`generate_interleaved` and `stream_interleaved`."""
+
+    def generate_interleaved(self, input_ids: torch.LongTensor, *args, **kwargs) -> DeemInterleavedOutput:
+        """Writes and draws in turns, until each row has come to its end: see `stream_interleaved`."""
+        stream = self.stream_interleaved(input_ids, *args, **kwargs)
+        while True:
+            try:
+                next(stream)
+            except StopIteration as end:
+                return end.value
+
+    @torch.no_grad()
+    def stream_interleaved(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        image_processor: Callable[..., dict[str, torch.Tensor]],
+        max_pieces: int = 8,
+        draw_every_turn: bool = False,
+        stop_at_eos: bool = True,
+        max_new_tokens: int = 256,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        scheduler: SchedulerMixin | None = None,
+        latents: Sequence[Sequence[torch.Tensor]] | None = None,
+        step_noise: Sequence[Sequence[torch.Tensor]] | None = None,
+        **text_options,
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields `(row, piece)` as the pieces come: a text, the picture it asked for, text again, until eos.
+
+        In each round the rows that are about to draw do so in one batch, then the rows that are about to write.
+        Each row gives what it would give alone. A drawn picture goes back through the image processor and is an
+        image of the text like any other. Each row is one document: a bos that the model writes does not cut off what
+        comes before it from the next picture.
+
+        Args:
+            input_ids: (B, T), images as the processor writes them, padding on either side. In a row that ends in a
+                start-of-image token the first piece is a picture.
+            pixel_values: (N, 3, h, w), images in the text, row by row.
+            attention_mask: (B, T), 0 at padding.
+            image_processor: the processor's; called with `images` (uint8 arrays (3, H, H)) and `return_tensors="pt"`.
+            max_pieces: most pieces, texts and pictures, of each row.
+            draw_every_turn: draw a picture after every text, whether the model asks for it or not.
+            stop_at_eos: end a row when the model does; otherwise only after `max_pieces`.
+            max_new_tokens: most tokens of each text.
+            num_inference_steps, guidance_scale, scheduler: as in `generate_images`.
+            generator: a list of one per row makes each row repeatable, text sampling included, whatever its
+                neighbours; one generator serves all rows in turn.
+            latents, step_noise: for each row, a list of one per picture, as in `generate_images`, to repeat a
+                computation.
+            text_options: of `generate`, for each text.
+
+        Returns:
+            As the generator's return value, and from `generate_interleaved`: `DeemInterleavedOutput`.
+        """
+        given = {name: value for name, value in (("latents", latents), ("step_noise", step_noise)) if value}
+        rows = self._split_rows(input_ids, attention_mask, pixel_values, generator, given)
+        draw_options = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "scheduler": scheduler,
+        }
+        text_options = self._text_options(text_options, max_new_tokens)
+
+        while active := [row for row in rows if not row.done and len(row.pieces) < max_pieces]:
+            if drawing := [row for row in active if row.drawing]:
+                self._draw(drawing, image_processor, draw_options)
+                yield from ((row.index, row.pieces[-1]) for row in drawing)
+            if writing := [row for row in active if not row.drawing and len(row.pieces) < max_pieces]:
+                self._write(writing, text_options, draw_every_turn, stop_at_eos)
+                yield from ((row.index, row.pieces[-1]) for row in writing)
+        ids, mask, pixels = self._join_rows(rows)
+        return DeemInterleavedOutput([row.pieces for row in rows], ids, mask, pixels)
+
+    def _split_rows(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        draws: dict[str, Sequence[Sequence[torch.Tensor]]],
+    ) -> list[_Row]:
+        """The batch as rows of their own, without padding, each with its own images."""
+        config, batch = self.config, len(input_ids)
+        generators = list(generator) if isinstance(generator, Sequence) else [generator] * batch
+        for name, given in (("generator", generators), *draws.items()):
+            if len(given) != batch:
+                raise ValueError(f"{name} has {len(given)} entries for {batch} rows. Give one per row.")
+        counts = (input_ids == config.image_token_id).sum(1) // config.num_image_tokens
+        images = 0 if pixel_values is None else len(pixel_values)
+        if int(counts.sum()) != images:
+            raise ValueError(
+                f"{images} images in pixel_values, but the rows of input_ids hold {counts.tolist()}. Let the processor "
+                "make both."
+            )
+        own_images = [None] * batch if pixel_values is None else pixel_values.split(counts.tolist())
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = []
+        for index, (ids, keep) in enumerate(zip(input_ids, mask.bool(), strict=True)):
+            ids = ids[keep]
+            start = last_document_start(ids[None] == config.bos_token_id)[0, -1].clamp(min=0)
+            own_draws = {name: given[index] for name, given in draws.items()}
+            drawing = bool(ids[-1] == config.start_of_image_token_id)
+            rows.append(_Row(index, ids, own_images[index], int(start), generators[index], own_draws, drawing))
+        return rows
+
+    def _join_rows(self, rows: list[_Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Rows as one batch padded on the left: input_ids (B, T), attention_mask (B, T), pixel_values (N, 3, h, w)."""
+        longest = max(len(row.ids) for row in rows)
+        pad = self.config.pad_token_id or 0
+        ids = torch.stack([F.pad(row.ids, (longest - len(row.ids), 0), value=pad) for row in rows])
+        mask = torch.stack([F.pad(torch.ones_like(row.ids), (longest - len(row.ids), 0)) for row in rows])
+        images = [row.pixel_values for row in rows if row.pixel_values is not None]
+        return ids, mask, torch.cat(images) if images else None
+
+    def _text_options(self, options: dict, max_new_tokens: int) -> dict:
+        """Options of `generate` for one text of every row."""
+        for name, allowed in (("num_return_sequences", 1), ("max_length", None)):
+            if options.get(name, allowed) not in (allowed, None):
+                raise ValueError(
+                    f"generate_interleaved takes no {name} (got {options[name]}): each row has one continuation, and "
+                    "each of its texts at most max_new_tokens."
+                )
+        # Image tokens written as text would have no image.
+        defaults = {"pad_token_id": self.config.pad_token_id, "suppress_tokens": [self.config.image_token_id]}
+        return {**defaults, **options, "max_new_tokens": max_new_tokens}
+
+    def _write(self, rows: list[_Row], options: dict, draw_every_turn: bool, stop_at_eos: bool) -> None:
+        """One text for each row, up to its eos or the start of its next picture."""
+        config = self.config
+        eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
+        start = config.start_of_image_token_id
+        ids, mask, pixel_values = self._join_rows(rows)
+        images = {} if pixel_values is None else {"pixel_values": pixel_values}
+        samples = options.get("do_sample", self.generation_config.do_sample)
+        if samples and rows[0].generator is not None:
+            if options.get("num_beams", 1) != 1:
+                raise ValueError("Beams are not sampled with a generator: leave out num_beams, or the generator.")
+            sampler = _RowSampler([row.generator for row in rows], ids.shape[1], [*eos, start])
+            options = {**options, "custom_generate": _sampling_with(sampler)}
+        written = self.generate(input_ids=ids, attention_mask=mask, eos_token_id=[*eos, start], **images, **options)[
+            :, ids.shape[1] :
+        ]
+        stops = torch.isin(written, torch.tensor([*eos, start], device=written.device))
+        for row, text, stop in zip(rows, written, stops, strict=True):
+            text = text[: int(stop.int().argmax()) + 1] if stop.any() else text  # what follows is padding
+            ended = len(text) > 0 and int(text[-1]) in eos
+            text = text[:-1] if ended else text
+            asked = len(text) > 0 and int(text[-1]) == start
+            row.drawing = asked or draw_every_turn
+            if row.drawing and not asked:
+                text = F.pad(text, (0, 1), value=start)
+            row.pieces.append(text)
+            row.ids = torch.cat([row.ids, text])
+            row.done = ended and stop_at_eos
+
+    def _draw(self, rows: list[_Row], image_processor: Callable, options: dict) -> None:
+        """One picture for each row, read again as an image of its text."""
+        ids, mask, pixel_values = self._join_rows(rows)
+        padding = ids.shape[1] - torch.tensor([len(row.ids) for row in rows], device=ids.device)
+        starts = padding + torch.tensor([row.document_start for row in rows], device=ids.device)
+        generators = [row.generator for row in rows]
+        given = {}
+        for name, axis in (("latents", 0), ("step_noise", 1)):
+            if name in rows[0].draws:
+                given[name] = torch.cat([row.draws[name][row.pictures] for row in rows], dim=axis)
+        pictures = self.generate_images(
+            ids,
+            mask,
+            pixel_values,
+            generator=None if generators[0] is None else generators,
+            document_starts=starts,
+            **given,
+            **options,
+        )
+        as_bytes = list((pictures * 255).round().to(torch.uint8).cpu().numpy())
+        seen = image_processor(images=as_bytes, return_tensors="pt")["pixel_values"].to(ids.device)
+        for row, picture, pixels in zip(rows, pictures, seen.split(1), strict=True):
+            row.pieces.append(picture)
+            row.pictures += 1
+            row.ids = F.pad(row.ids, (0, self.config.num_image_tokens), value=self.config.image_token_id)
+            row.pixel_values = pixels if row.pixel_values is None else torch.cat([row.pixel_values, pixels])
+            row.drawing = False
+
+
+def _sampling_with(sampler: _RowSampler) -> Callable:
+    """transformers' own decoding loop, with `sampler` behind all other processors of the logits."""
+
+    def decode(model, input_ids, logits_processor, **kwargs):
+        logits_processor.append(sampler)
+        return model._sample(input_ids, logits_processor=logits_processor, **kwargs)
+
+    return decode
+
+
+__all__ = ["DeemInterleavedOutput", "InterleavingMixin"]
