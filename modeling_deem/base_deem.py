@@ -27,8 +27,8 @@ logger = logging.get_logger(__name__)
 def mark_upstream(module: nn.Module) -> None:
     """Tell `_init_weights` that a part built by another library starts as that library starts it.
 
-    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), and
-    leave buffers that no checkpoint holds (PixArt's position table) as memory happens to be.
+    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), and leave buffers that no
+    checkpoint holds (PixArt's position table) as memory happens to be.
     """
     fixed: dict[str, torch.Tensor] = {}
     if any(part._non_persistent_buffers_set for part in module.modules()):
@@ -112,8 +112,8 @@ class DeemPreTrainedModel(PreTrainedModel):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             else:
-                for parameter in module.parameters(recurse=False):
-                    init.normal_(parameter, std=0.02)
+                for parameter in module.parameters(recurse=False):  # scale and shift tables of transformers
+                    init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
             for name, value in module._fixed_buffers.items():
                 init.copy_(getattr(module, name), value)
             return
