@@ -209,6 +209,17 @@ class DeemVisionTower(nn.Module):
         self.region_tokens = DeemRegionTokens(size) if config.use_region_tokens else None
         self.position_grid_side = config.position_grid_side
         self.register_buffer("positions", self.compute_positions(), persistent=False)
+        for level in self.unread_levels(config):
+            self.level_projections[level]._is_fixed = True
+            if self.simple_pyramid is not None:
+                self.simple_pyramid.levels[level]._is_fixed = True
+
+    def unread_levels(self, config) -> set[int]:
+        """Levels that no part of the model looks at, so that nothing could train them."""
+        decoder = config.image_decoder_config
+        if config.use_region_tokens or (decoder is not None and decoder.fuses_features):
+            return set()
+        return set(range(NUM_LEVELS)) - {self.grid_level, *config.image_attention_levels}
 
     def compute_positions(self) -> torch.Tensor:
         """The sin-cos table, (grid side squared, E); `_init_weights` restores the buffer from it."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Every supported vision encoder, language model and denoiser in a tiny DEEM (docs/parts.md)."""
 
+import itertools
 from typing import Any
 
 import diffusers
@@ -12,6 +13,7 @@ from deem_fixtures import (
     IMAGE,
     SCHEDULER,
     SIDE,
+    STRUCTURE,
     TEXT,
     VAE,
     VISION,
@@ -292,16 +294,6 @@ def test_the_consistency_loss_reaches_every_trainable_tensor_of_the_encoder(fami
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
         else:
             assert name.endswith("mask_token")
-
-
-@pytest.mark.parametrize("family", VISIONS)
-def test_vision_families_survive_saving(family: str, tmp_path) -> None:
-    model = tiny_model(vision_config=vision_config(family), image_decoder_config=None)
-    model.save_pretrained(tmp_path)
-    loaded = tensors_of(DeemForConditionalGeneration.from_pretrained(tmp_path))
-    assert set(loaded) == set(tensors_of(model))
-    for name, tensor in tensors_of(model).items():
-        assert torch.equal(loaded[name], tensor), name
 
 
 @pytest.mark.parametrize("family", ["clip_vision_model", "dinov2", "siglip_vision_model", "swin", "resnet"])
@@ -610,3 +602,70 @@ def test_what_a_denoiser_cannot_do_is_refused() -> None:
         image_decoder("pixart", denoiser={**PIXART, "caption_channels": None})
     with pytest.raises(ValueError, match="guidance_embeds"):
         image_decoder("sana", denoiser={**SANA, "guidance_embeds": True})
+
+
+# ---- whole models ----------------------------------------------------------------------------------------------------
+
+# Every part occurs; which ones meet does not matter, since they meet in widths only.
+COMBINATIONS = list(zip(VISIONS, TEXTS, itertools.cycle(DIFFUSIONS)))
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=" + ".join)
+def combined(request) -> DeemForConditionalGeneration:
+    vision, text, diffusion = request.param
+    model = tiny_model(
+        vision_config=vision_config(vision),
+        text_config=text_config(text, tie_word_embeddings=len(text) % 2 == 0),
+        image_decoder_config=tiny_decoder_config(**DIFFUSIONS[diffusion]),
+    )
+    with torch.no_grad():
+        for parameter in model.image_decoder.denoiser.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return model
+
+
+def test_every_combination_learns(combined) -> None:
+    combined.zero_grad()
+    outputs = combined(**tiny_batch("btitti", "btitt"), generator=torch.Generator().manual_seed(0))
+    losses = (outputs.text_loss, outputs.image_loss, outputs.consistency_loss)
+    assert all(loss.isfinite() and loss > 0 for loss in losses)
+    outputs.consistency_loss.backward(retain_graph=True)
+    encoder = next(combined.model.vision_tower.encoder.parameters())
+    assert encoder.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in combined.model.language_model.parameters())
+    outputs.loss.backward()
+    silent = {"image_decoder.null_condition"}  # needs a picture whose condition is dropped, in training
+    for name, parameter in combined.named_parameters():
+        if parameter.requires_grad and name not in silent:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    combined.zero_grad()
+
+
+def test_every_combination_writes_the_same_with_and_without_cache(combined) -> None:
+    batch = tiny_batch("bttititttttt", "btttt", "bitbtit", padding_side="left", targets=False)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "suppress_tokens": STRUCTURE}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    cached, full = (combined.generate(**batch, **options, use_cache=use_cache) for use_cache in (True, False))
+    assert torch.equal(cached.sequences, full.sequences)
+    for mine, other in zip(cached.logits, full.logits, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-5)
+
+
+def test_every_combination_draws(combined) -> None:
+    batch = tiny_batch("btitts", "btts", padding_side="left", targets=False)
+    pictures = combined.generate_images(**batch, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert pictures.shape == (2, 3, SIDE, SIDE) and pictures.isfinite().all() and pictures.std() > 1e-3
+    redrawn = combined.reconstruct(batch["pixel_values"], num_inference_steps=2)
+    assert redrawn.shape == (1, 3, SIDE, SIDE) and redrawn.isfinite().all()
+
+
+def test_every_combination_survives_saving(combined, tmp_path) -> None:
+    combined.save_pretrained(tmp_path)
+    loaded = DeemForConditionalGeneration.from_pretrained(tmp_path)
+    ours, theirs = tensors_of(combined), tensors_of(loaded)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    trainable = {name for name, parameter in combined.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
