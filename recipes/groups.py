@@ -111,7 +111,8 @@ def train_only_new_rows(model: PreTrainedModel, first_new_row: int) -> None:
     for module, kind in ((head, _NewRowsLinear), (embedding, _NewRowsEmbedding)):
         if module is head or module.weight is head.weight:
             own = type(module)  # embeddings that scale call the forward of nn.Embedding, and so that of `kind`
-            module.__class__ = kind if own is kind.__base__ else type(own.__name__, (own, kind), {})
+            if not issubclass(own, kind):
+                module.__class__ = kind if own is kind.__base__ else type(own.__name__, (own, kind), {})
             module.first_new_row = first_new_row
             module.requires_grad_(True)
 

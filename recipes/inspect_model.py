@@ -40,6 +40,7 @@ OFFICIAL_7B: dict[str, Any] = {
     },
     "image_decoder_config": {},
 }
+SIZES = {"official-7b": OFFICIAL_7B}
 CLIP_WIDTH = 640  # of ConvNeXt-B-CLIP's joint space; its projection head is an MLP of twice that width
 
 

@@ -5,6 +5,7 @@
     python recipes/pretrain.py --data 'photos/*.tar' --max_steps 20          # the same on your own captioned pictures
     python recipes/pretrain.py --config recipes/configs/pretrain.yaml \\
         --vision V --text T --diffusion D --data mmc4/mmc4_annts 'laion/*.tar'   # the paper's settings
+    python recipes/pretrain.py --config recipes/configs/pretrain.yaml --dry_run  # what that would do; runs nothing
 
 Without `--config`, recipes/configs/pretrain_cpu.yaml holds; flags override it. The same command started again goes on
 from the last complete checkpoint. Writes into `--output_dir`: `initial/` (the composed model before training),
@@ -20,13 +21,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, set_seed
+from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
-from modeling_deem import DeemForConditionalGeneration, drawn_size
-from processing import DeemDataCollator, DeemProcessor
-from recipes.data.sources import DataArguments, build_dataset, find_files
+from modeling_deem import DeemConfig, DeemForConditionalGeneration, drawn_size
+from processing import DeemProcessor
+from recipes.data.sources import DataArguments, find_files
 from recipes.defaults import default_data, default_parts, parse_recipe
-from recipes.trainer import DeemTrainer, DeemTrainingArguments
+from recipes.running import RunArguments, load_checkpoint, planned_config, print_plan, train
+from recipes.trainer import DeemTrainingArguments
 
 CONFIG = Path(__file__).parent / "configs" / "pretrain_cpu.yaml"
 
@@ -56,10 +58,13 @@ class ModelArguments:
             raise ValueError(f"--{' and --'.join(missing)} missing: a DEEM is composed of all three of {list(parts)}.")
 
 
+ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)
+
+
 def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
     """Model and processor to start from."""
     if arguments.model:
-        return AutoModel.from_pretrained(arguments.model), AutoProcessor.from_pretrained(arguments.model)
+        return load_checkpoint(arguments.model)
     if not arguments.vision:
         arguments.vision, arguments.text, arguments.diffusion = default_parts()
     processor = DeemProcessor.from_parts(
@@ -81,6 +86,14 @@ def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGenera
     return model, processor
 
 
+def planned_model(arguments: ModelArguments, run_args: RunArguments) -> DeemConfig:
+    """Configuration that a dry run plans with; parts are loaded to learn their sizes."""
+    if arguments.vision:
+        return load_or_compose(arguments)[0].config
+    composed = {"perceiver_config": {"num_queries": arguments.num_image_tokens}, **(arguments.model_config or {})}
+    return planned_config(arguments.model, run_args.sizes, None if arguments.model else composed)
+
+
 def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, folder: Path) -> None:
     """Keep the model as it was before training, for comparison; written whole or not at all."""
     if folder.exists():
@@ -93,27 +106,17 @@ def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, 
 
 
 def main() -> None:
-    model_args, data_args, training_args = parse_recipe((ModelArguments, DataArguments, DeemTrainingArguments), CONFIG)
+    model_args, run_args, data_args, training_args = parse_recipe(ARGUMENTS, CONFIG)
+    if run_args.dry_run:
+        print_plan(planned_model(model_args, run_args), run_args, data_args, training_args)
+        return
     data_args.data = data_args.data or default_data("mmc4", "captions")
     for data in data_args.data:
         find_files(data)  # a wrong path shows now, not after minutes of making parts
     set_seed(training_args.seed)
     model, processor = load_or_compose(model_args)
-    dataset, report = build_dataset(
-        data_args, processor, training_args.per_device_train_batch_size, training_args.seed
-    )
     save_initial(model, processor, Path(training_args.output_dir, "initial"))
-    trainer = DeemTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=dataset,
-        data_collator=DeemDataCollator(processor),
-        processing_class=processor,
-        data_report=report,
-    )
-    trainer.train(training_args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    train(model, processor, run_args, data_args, training_args)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,29 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Stage 2: a pretrained DEEM learns to answer questions about pictures, without forgetting to describe and to draw.
+"""Stages 2 and 3: a pretrained DEEM learns to answer questions about pictures and regions, without forgetting to draw.
 
     python recipes/sft.py                                                    # after recipes/pretrain.py, on a CPU
     python recipes/sft.py --model runs/pretrain --data vqa/ 'captions/*.tar' --data_probs 3 1
+    python recipes/sft.py --config recipes/configs/sft_vqa.yaml --dry_run    # what that would do; runs nothing
 
-Without `--config`, recipes/configs/sft_vqa_cpu.yaml holds; flags override it. Questions become dialogues; caption tars
-are used three ways in equal parts: as dialogues that ask for a description, as dialogues that ask for a picture, and as
-in pretraining. Resuming and the files written are those of recipes/pretrain.py.
+Without `--config`, recipes/configs/sft_vqa_cpu.yaml holds; flags override it. Caption tars are used three ways in equal
+parts, unless `caption_forms` says otherwise: as dialogues that ask for a description, as dialogues that ask for a
+picture, and as in pretraining. Resuming and the files written are those of recipes/pretrain.py.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from transformers import AutoModel, AutoProcessor, set_seed
+from transformers import set_seed
 
-import modeling_deem  # noqa: F401  (registers the classes with AutoModel and AutoProcessor)
-from processing import DeemDataCollator
 from recipes.data.captions import FORMS
-from recipes.data.sources import DataArguments, build_dataset
+from recipes.data.sources import DataArguments
 from recipes.defaults import default_data, parse_recipe
-from recipes.trainer import DeemTrainer, DeemTrainingArguments
+from recipes.running import RunArguments, load_checkpoint, planned_config, print_plan, train
+from recipes.trainer import DeemTrainingArguments
 
 CONFIG = Path(__file__).parent / "configs" / "sft_vqa_cpu.yaml"
 
@@ -32,32 +33,39 @@ class ModelArguments:
     """What to start from."""
 
     model: str = field(default="runs/pretrain", metadata={"help": "Pretrained DEEM checkpoint, model and processor."})
+    model_config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of DeemConfig that differ (a mapping; JSON as a flag)."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the encoder's pictures in pixels; the checkpoint's by default."}
+    )
+    caption_forms: list[str] = field(
+        default_factory=lambda: list(FORMS),
+        metadata={"help": f"How caption sources are used: {', '.join(FORMS)}.", "choices": [*FORMS]},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model_config, str):
+            self.model_config = json.loads(self.model_config)
+
+
+ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)
 
 
 def main() -> None:
-    model_args, data_args, training_args = parse_recipe((ModelArguments, DataArguments, DeemTrainingArguments), CONFIG)
+    model_args, run_args, data_args, training_args = parse_recipe(ARGUMENTS, CONFIG)
+    if run_args.dry_run:
+        config = planned_config(model_args.model, run_args.sizes, model_args.model_config)
+        print_plan(config, run_args, data_args, training_args)
+        return
     set_seed(training_args.seed)
-    if model_args.model == ModelArguments.model and not Path(model_args.model).is_dir():
+    if not Path(model_args.model).is_dir() and Path(model_args.model).parts[0] == "runs":
         raise ValueError(
             f"No checkpoint at {model_args.model}: run recipes/pretrain.py first, or name one by --model."
         )
-    model = AutoModel.from_pretrained(model_args.model)
-    processor = AutoProcessor.from_pretrained(model_args.model)
+    model, processor = load_checkpoint(model_args.model, model_args.model_config, model_args.image_size)
     data_args.data = data_args.data or default_data("vqa", "captions")
-    dataset, report = build_dataset(
-        data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms=FORMS
-    )
-    trainer = DeemTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=dataset,
-        data_collator=DeemDataCollator(processor),
-        processing_class=processor,
-        data_report=report,
-    )
-    trainer.train(training_args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    train(model, processor, run_args, data_args, training_args, tuple(model_args.caption_forms))
 
 
 if __name__ == "__main__":

@@ -60,10 +60,27 @@ class DeemTrainingArguments(TrainingArguments):
         },
     )
 
+    frozen_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Precision of frozen parts, the VAE apart; use together with bf16. None leaves it as loaded.",
+            "choices": ["bfloat16", "float16"],
+        },
+    )
+
     def __post_init__(self) -> None:
         if isinstance(self.groups, str):
             self.groups = json.loads(self.groups)
         super().__post_init__()
+
+
+def prepare_parts(model: PreTrainedModel, args: DeemTrainingArguments) -> None:
+    """Freeze what the arguments name, and keep it in the precision that they name."""
+    freeze_parts(model, args.freeze)
+    if args.frozen_dtype is not None:
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad and ".vae." not in name:
+                parameter.data = parameter.data.to(getattr(torch, args.frozen_dtype))
 
 
 # ---- checkpoints ----
@@ -127,7 +144,7 @@ class DeemTrainer(StreamTrainer):
     def __init__(
         self, model: PreTrainedModel, args: DeemTrainingArguments, data_report: DataReport | None = None, **kwargs: Any
     ) -> None:
-        freeze_parts(model, args.freeze)
+        prepare_parts(model, args)
         super().__init__(model=model, args=args, **kwargs)
         # Trainer writes `use_cache = False` into the config. Saved with a checkpoint it would make generation slow.
         vars(model.config).pop("use_cache", None)
@@ -154,7 +171,7 @@ class DeemTrainer(StreamTrainer):
         counts = loss_counts(inputs, plain.config, weights)
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             inputs = same_way(inputs, plain.config, weights, self.accelerator.gather)
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, use_cache=False)
         # Gradients are averaged over processes, but a loss is a mean over what all of them have.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = None

@@ -111,7 +111,7 @@ def main(folder: Path) -> None:
     for name in ("ddp", "fsdp2"):
         options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 7}
         if name == "fsdp2":
-            options |= {"fsdp": True, "fsdp_config": {"version": 2}}
+            options |= {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": True}}
         trainer = train(folder / name, halves, **options)
         curves[name] = history(trainer)
         assert trainer.accelerator.distributed_type.value == {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}[name]

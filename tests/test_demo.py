@@ -8,9 +8,7 @@ import pytest
 from trl import TrlParser
 
 from recipes import demo, evaluate, generate, parts, pretrain, report, sft
-from recipes.data.sources import DataArguments
 from recipes.defaults import parse_recipe
-from recipes.trainer import DeemTrainingArguments
 
 
 @pytest.fixture
@@ -26,8 +24,7 @@ def test_recipes_understand_the_commands(stages: list[demo.Stage]) -> None:
         for recipe, *flags in stage.commands:
             if recipe in ("pretrain.py", "sft.py"):
                 module = {"pretrain.py": pretrain, "sft.py": sft}[recipe]
-                groups = (module.ModelArguments, DataArguments, DeemTrainingArguments)
-                parsed[recipe] = parse_recipe(groups, module.CONFIG, flags)
+                parsed[recipe] = parse_recipe(module.ARGUMENTS, module.CONFIG, flags)
             else:
                 group = {
                     "parts.py": parts.PartsArguments,
@@ -37,10 +34,10 @@ def test_recipes_understand_the_commands(stages: list[demo.Stage]) -> None:
                 }[recipe]
                 parsed[recipe] = TrlParser(group).parse_args_and_config(flags)
     assert list(parsed) == ["parts.py", "pretrain.py", "sft.py", "generate.py", "evaluate.py", "report.py"]
-    assert parsed["sft.py"][0].model == parsed["pretrain.py"][2].output_dir
+    assert parsed["sft.py"][0].model == parsed["pretrain.py"][-1].output_dir
     (evaluated,) = parsed["evaluate.py"]
-    assert evaluated.model == parsed["generate.py"][0].model == parsed["sft.py"][2].output_dir
-    assert evaluated.reference == f"{parsed['pretrain.py'][2].output_dir}/initial"
+    assert evaluated.model == parsed["generate.py"][0].model == parsed["sft.py"][-1].output_dir
+    assert evaluated.reference == f"{parsed['pretrain.py'][-1].output_dir}/initial"
     assert Path(parsed["pretrain.py"][0].diffusion).parent == Path(parsed["parts.py"][0].out)
 
 

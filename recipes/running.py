@@ -1,0 +1,102 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""What the training recipes share: their common options, and the way from a model and data to a trained checkpoint."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from modeling_deem import DeemConfig, DeemForConditionalGeneration
+from processing import DeemDataCollator, DeemProcessor
+from recipes.data.sources import DataArguments, build_dataset
+from recipes.inspect_model import SIZES
+from recipes.plan import make_plan
+from recipes.trainer import DeemTrainer, DeemTrainingArguments
+
+
+@dataclass
+class RunArguments:
+    """Options of a run that are neither model, data nor optimiser."""
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print parts, groups, steps and memory, from shapes alone; run nothing."}
+    )
+    sizes: str | None = field(
+        default=None,
+        metadata={"help": "Sizes that --dry_run plans with where there is no checkpoint yet.", "choices": [*SIZES]},
+    )
+
+
+def load_checkpoint(
+    folder: str, model_config: dict[str, Any] | None = None, image_size: int | None = None
+) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
+    """Model and processor of a DEEM checkpoint.
+
+    Args:
+        model_config: fields of `DeemConfig` to change; what that adds starts fresh.
+        image_size: side of the encoder's pictures in pixels, if not the checkpoint's.
+    """
+    processor = AutoProcessor.from_pretrained(folder)
+    if image_size is not None:
+        processor.image_processor.size = {"height": image_size, "width": image_size}
+    return AutoModel.from_pretrained(folder, **(model_config or {})), processor
+
+
+def planned_config(folder: str | None, sizes: str | None, model_config: dict[str, Any] | None) -> DeemConfig:
+    """What a dry run plans with: the configuration of a checkpoint, else known sizes.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if folder is not None and Path(folder, "config.json").is_file():
+        return AutoConfig.from_pretrained(folder, **(model_config or {}))
+    if sizes is None:
+        raise ValueError(
+            f"A plan needs sizes, and there is no checkpoint at {folder}: give --model a folder with a config.json, or "
+            f"--sizes, one of {', '.join(SIZES)}."
+        )
+    return DeemConfig(**{**SIZES[sizes], **(model_config or {})})
+
+
+def print_plan(
+    config: DeemConfig, run_args: RunArguments, data_args: DataArguments, training_args: DeemTrainingArguments
+) -> None:
+    """What `--dry_run` prints."""
+    print(make_plan(config, training_args, data_args.pack_length))
+
+
+def needs_targets(model: DeemForConditionalGeneration) -> bool:
+    """Whether a loss asks for pictures to redraw or to draw."""
+    weights = model.loss_weights()
+    return model.image_decoder is not None and bool(weights["image_loss"] or weights["consistency_loss"])
+
+
+def train(
+    model: DeemForConditionalGeneration,
+    processor: DeemProcessor,
+    run_args: RunArguments,
+    data_args: DataArguments,
+    training_args: DeemTrainingArguments,
+    caption_forms: tuple[str, ...] = ("plain",),
+) -> DeemTrainer:
+    """Train, going on from the last complete checkpoint, and save model, processor and the trainer's state.
+
+    Args:
+        caption_forms: forms in which caption sources are used, see `build_dataset`.
+    """
+    dataset, report = build_dataset(
+        data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms
+    )
+    trainer = DeemTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset,
+        data_collator=DeemDataCollator(processor, return_targets=needs_targets(model)),
+        processing_class=processor,
+        data_report=report,
+    )
+    trainer.train(training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
