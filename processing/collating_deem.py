@@ -78,7 +78,8 @@ class DeemDataCollator:
     changed:
 
     - `{"text": str, "images": [PIL, ...]}` with `<image>` in the text for each image; optionally `"prompt"`, the
-      beginning of the text that is given rather than trained. bos is put in front and eos behind.
+      beginning of the text that is given rather than trained, or `"trained_spans"`, `[(start, end), ...]` in characters
+      of the text, outside of which nothing is trained. bos is put in front and eos behind.
     - `{"messages": [...]}`, a chat as transformers takes it; pictures stand in the image parts or, in order, in
       `"images"`. Only what the assistant says is trained.
     - `{"input_ids": [int, ...], "images": [PIL, ...]}`, tokenised and packed, image slots included; optionally
@@ -279,6 +280,16 @@ class DeemDataCollator:
                 f"Sample {sample['id']}: the prompt {prompt[:80]!r} does not begin the text {text[:80]!r}. The prompt is "
                 "the part of the text that is given; make the text prompt + answer."
             )
+        if sample.get("trained_spans") is not None:
+            if prompt:
+                raise ValueError(f"Sample {sample['id']} has a prompt and trained_spans: give one of them.")
+            text = (
+                text
+                if text.endswith(self.processor.tokenizer.eos_token)
+                else text + self.processor.tokenizer.eos_token
+            )
+            input_ids, said = self._with_spans(*self._expanded(text, sample["trained_spans"]))
+            return {"input_ids": input_ids, "images": list(sample.get("images") or []), "said_by_assistant": said}
         input_ids = self._tokenised(text)
         if input_ids[-1] != self.eos_token_id:
             input_ids = [*input_ids, self.eos_token_id]
@@ -312,21 +323,30 @@ class DeemDataCollator:
                 "in `images` one for each part that has none."
             )
         text, spans = self._rendered(messages)
-        encoding = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        said = [
-            int(any(start < span_end and end > span_start for span_start, span_end in spans))
-            for start, end in encoding.offset_mapping
-        ]
+        input_ids, said = self._with_spans(text, spans)
         if not any(said):
             raise ValueError(
                 f"Sample {sample['id']} has nothing to train: its roles are "
                 f"{[message['role'] for message in messages]} and the chat template marks {len(spans)} answers. End "
                 "the chat with an assistant message; a template of your own needs {% generation %} around answers."
             )
-        input_ids = encoding.input_ids
-        if input_ids[0] != self.bos_token_id:  # a template of the user's own
-            input_ids, said = [self.bos_token_id, *input_ids], [0, *said]
         return {"input_ids": input_ids, "images": images, "said_by_assistant": said}
+
+    def _with_spans(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """Token ids of text, bos in front, and for each whether it touches one of the spans of characters."""
+        encoding = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        said = [
+            int(any(start < span_end and end > span_start for span_start, span_end in spans))
+            for start, end in encoding.offset_mapping
+        ]
+        if encoding.input_ids[:1] != [self.bos_token_id]:
+            return [self.bos_token_id, *encoding.input_ids], [0, *said]
+        return encoding.input_ids, said
+
+    def _expanded(self, text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+        """Text with its images expanded, and its spans with them."""
+        expand = self.processor.expand_image_tokens
+        return expand(text), [tuple(len(expand(text[:place])) for place in span) for span in spans]
 
     def _rendered(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
         """Chat -> its text with images expanded, and the character spans of what the assistant says."""
@@ -338,5 +358,4 @@ class DeemDataCollator:
             return_assistant_tokens_mask=True,
             **self.processor.tokenizer.special_tokens_map,
         )
-        spans = [tuple(len(self.processor.expand_image_tokens(text[:place])) for place in span) for span in spans]
-        return self.processor.expand_image_tokens(text), spans
+        return self._expanded(text, spans)

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from PIL import Image
+
+from recipes.data.dialogues import IMAGE, content, dialogue
 from recipes.data.reading import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -47,16 +50,17 @@ class CaptionReader(Reader):
         ValueError: for an unknown form.
     """
 
+    captioned = True
+
     def __init__(
         self, shards: list[Path], image_token: str = "<image>", reserved: tuple[str, ...] = (), form: str = "plain"
     ) -> None:
-        if form not in FORMS:
-            raise ValueError(f"Unknown caption form {form!r}: choose one of {', '.join(FORMS)}.")
-        self.name = str(shards[0].parent) + ("" if form == "plain" else f" ({form})")
+        self.name = str(shards[0].parent) + form_suffix(form)
         self.shards = shards
         self.image_token = image_token
         self.reserved = (image_token, *reserved)
         self.form = form
+        self.kind = "caption" if form == "plain" else "dialogue"
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
         """Members by suffix, keyed `<tar>/<key>`; the offset is that of the first member's header."""
@@ -104,18 +108,30 @@ class CaptionReader(Reader):
             raise BadSample("caption without image", key)
         caption = remove_reserved(read_caption(payload, key), self.reserved).lower()
         image = open_image(payload[suffix], f"{key}.{suffix}")
-        if self.form == "plain":
-            text = caption_text(caption, rng.random() < 0.5, self.image_token)
-            return {"text": text, "images": [image], "id": key}
-        if self.form == "describe":
-            request = rng.choice(DESCRIBE_REQUESTS)
-            user = [{"type": "image"}, {"type": "text", "text": f" {request} "}]
-            answer, mode = [{"type": "text", "text": f"A photo of {caption}"}], "image_to_text"
-        else:
-            user = [{"type": "text", "text": f"{rng.choice(DRAW_REQUESTS)}{caption} "}]
-            answer, mode = [{"type": "image"}], "text_to_image"
-        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-        return {"messages": messages, "images": [image], "mode": mode, "id": key}
+        return caption_record(key, caption, image, self.form, rng, self.image_token)
+
+
+def caption_record(
+    key: str, caption: str, image: Image.Image, form: str, rng: random.Random, image_token: str
+) -> dict[str, Any]:
+    """A caption and its picture in one of `FORMS`."""
+    if form == "plain":
+        # no space at the joint
+        text = image_token + caption if rng.random() < 0.5 else caption + image_token
+        return {"text": text, "images": [image], "id": key}
+    if form == "describe":
+        messages = dialogue((content(IMAGE, f" {rng.choice(DESCRIBE_REQUESTS)} "), f"A photo of {caption}"))
+        return {"messages": messages, "images": [image], "mode": "image_to_text", "id": key}
+    request = content(f"{rng.choice(DRAW_REQUESTS)}{caption} ")
+    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": content(IMAGE)}]
+    return {"messages": messages, "images": [image], "mode": "text_to_image", "id": key}
+
+
+def form_suffix(form: str) -> str:
+    """What a source's name ends in; forms of one set are sources of their own. Raises ValueError for an unknown form."""
+    if form not in FORMS:
+        raise ValueError(f"Unknown caption form {form!r}: choose one of {', '.join(FORMS)}.")
+    return "" if form == "plain" else f" ({form})"
 
 
 def read_caption(members: dict[str, bytes], key: str) -> str:
@@ -134,8 +150,3 @@ def read_caption(members: dict[str, bytes], key: str) -> str:
         return members["txt"].decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise BadSample("caption is not utf-8", f"{key}.txt") from error
-
-
-def caption_text(caption: str, image_first: bool, image_token: str) -> str:
-    """Picture and caption in one of the two orders, without a space at the joint, in lower case."""
-    return image_token + caption.lower() if image_first else caption.lower() + image_token

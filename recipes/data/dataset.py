@@ -11,9 +11,10 @@ from PIL import Image, ImageOps
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import ProcessorMixin
 
+from recipes.data.dialogues import released_dialogue
 from recipes.data.mixing import Mixture
 from recipes.data.packing import Packer, Packing, limit_caption
-from recipes.data.reading import DataError, DataReport, Entry, Reader
+from recipes.data.reading import BadSample, DataError, DataReport, Entry, Reader
 from recipes.data.streaming import RecordStream
 
 POSITION = "position"  # key of a sample, and of a batch, under which its position travels
@@ -33,6 +34,18 @@ class Source:
     packing: Packing | None = None
     max_skipped: float = 1.0
     flip: bool = False
+    max_length: int = 0
+    released_template: bool = False
+
+    def finish(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+        """What is done to each record, whatever its format."""
+        if self.flip:
+            record = flip_images(record, rng)
+        if self.max_length:
+            record = limit_rounds(record, self.processor, self.max_length)
+        if self.released_template and "messages" in record:
+            record = released_dialogue(record, self.processor.image_token, self.processor.tokenizer.eos_token)
+        return record
 
 
 class SourceStream:
@@ -53,7 +66,7 @@ class SourceStream:
             self._begin()
         if self.packer is None:
             for _, record in self.records:
-                yield self._flipped(record)
+                yield record
         else:
             yield from self.packer.sequences()  # a resumed pass may hold some
             for place, record in self.records:
@@ -69,22 +82,23 @@ class SourceStream:
     def _begin(self) -> None:
         source = self.source
         self.records = RecordStream(
-            source.reader, self.report, source.seed, self.epoch, source.shuffle_buffer, self.part, source.max_skipped
+            source.reader,
+            self.report,
+            source.seed,
+            self.epoch,
+            source.shuffle_buffer,
+            self.part,
+            source.max_skipped,
+            source.finish,
         )
         self.packer = Packer(source.packing) if source.packing is not None else None
 
     def _document(self, record: dict[str, Any]) -> dict[str, Any]:
         packing = self.source.packing
-        document = tokenise(self._flipped(record), self.source.processor)
+        document = tokenise(record, self.source.processor)
         if packing.level == "sample":
             document["input_ids"] = limit_caption(document["input_ids"], packing)
         return document
-
-    def _flipped(self, record: dict[str, Any]) -> dict[str, Any]:
-        if not self.source.flip:
-            return record
-        rng = random.Random(f"{self.source.seed}/{self.epoch}/{record['id']}/flip")
-        return flip_images(record, rng)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, and the position in the present pass (None between two)."""
@@ -334,3 +348,31 @@ def flip_images(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
     return {**record, "images": [flipped(image) for image in record["images"]]}
+
+
+def limit_rounds(record: dict[str, Any], processor: ProcessorMixin, max_length: int) -> dict[str, Any]:
+    """Leave out the last rounds of a dialogue, pictures included, until it fits into `max_length` tokens.
+
+    Raises:
+        BadSample: if not even the first round fits, or the record is no dialogue and does not fit.
+    """
+    messages = record.get("messages")
+    if messages is None:
+        if len(tokenise(record, processor)["input_ids"]) > max_length:
+            raise BadSample("longer than max_length", record["id"])
+        return record
+    ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
+    for end in reversed(ends):
+        kept = messages[:end]
+        text = processor.apply_chat_template(kept, tokenize=False)
+        ids = processor.tokenizer(processor.expand_image_tokens(text), add_special_tokens=False)["input_ids"]
+        if len(ids) <= max_length:
+            break
+    else:
+        raise BadSample("longer than max_length", record["id"])
+    if end == ends[-1]:
+        return record
+    parts = [part for message in kept if not isinstance(message["content"], str) for part in message["content"]]
+    number = sum(part["type"] == "image" for part in parts)
+    cut = {name: record[name][:number] for name in ("images", "region_masks") if record.get(name) is not None}
+    return {**record, "messages": kept, **cut}

@@ -1,12 +1,16 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files."""
+"""Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files; where pictures lie."""
 
+import random
 import zipfile
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from recipes.data.reading import BadSample, Entry
+from PIL import Image
+
+from recipes.data.reading import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
 
 
 def read_lines(file: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
@@ -49,3 +53,97 @@ def _numbered(lines: BinaryIO, name: str, number: int, offset: int, begin: int) 
         if line.strip():
             yield Entry(count, begin + offset, f"{name}:{count + 1}", line)
         offset += len(line)
+
+
+class AnnotationReader(Reader):
+    """Rows of annotation files with pictures in folders nearby. Subclasses say what a row becomes (`build`).
+
+    Args:
+        shards: the files.
+        image_token, reserved: special tokens that are taken out of all text.
+
+    Attributes:
+        image_folders: where pictures may lie, below the annotation file's folder or the two above it; "" is the folder
+            itself.
+    """
+
+    image_folders: tuple[str, ...] = ("", "images")
+
+    def __init__(self, shards: list[Path], image_token: str = "<image>", reserved: tuple[str, ...] = ()) -> None:
+        self.name = str(shards[0].parent)
+        self.shards = shards
+        self.image_token = image_token
+        self.reserved = (image_token, *reserved)
+        self._folder: dict[Path, Path] = {}  # annotation folder -> where the last picture was found
+
+    @abstractmethod
+    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """As `Reader.record`; `folder` is that of the annotations. May raise KeyError, TypeError, ValueError, IndexError
+        or AttributeError where the row has another layout."""
+
+    def record(self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """One sample."""
+        folder, row = payload
+        try:
+            return self.build(key, row, folder, rng, skip)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise BadSample("row of another layout", key) from error
+
+    def clean(self, text: Any) -> str:
+        """Text without special tokens and outer white space."""
+        if not isinstance(text, str):
+            raise TypeError(f"expected text, got {type(text).__name__}")
+        return remove_reserved(text, self.reserved).strip()
+
+    def find(self, folder: Path, *names: str) -> Path:
+        """The file with one of these names (paths relative to an image folder). Raises BadSample if there is none."""
+        # where the last one was found comes first: the same for all pictures of a set, as a rule
+        places = [self._folder[folder]] if folder in self._folder else []
+        places += [root / name for root in (folder, *folder.parents[:2]) for name in self.image_folders]
+        for name in names:
+            for place in places:
+                if (place / name).is_file():
+                    self._folder[folder] = place
+                    return place / name
+        raise BadSample("missing image", names[0])
+
+    def image(self, folder: Path, *names: str) -> Image.Image:
+        """The picture with one of these names; see `find`."""
+        return open_image(self.find(folder, *names), names[0])
+
+
+class RowReader(AnnotationReader):
+    """Annotation files that are read as a whole."""
+
+    @abstractmethod
+    def rows(self, shard: Path) -> list[tuple[Any, Any]]:
+        """All rows of a file with their names, always in the same order. May raise KeyError, TypeError, ValueError or
+        AttributeError where the file has another layout."""
+
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
+        """Rows keyed `<file>:<name>`."""
+        try:
+            rows = self.rows(shard)
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BadSample("annotation file of another layout", shard.name) from error
+        for index, (name, row) in enumerate(rows[number:], start=number):
+            yield Entry(index, 0, f"{shard.name}:{name}", (shard.parent, row))
+
+
+class LineReader(AnnotationReader):
+    """Annotation files of JSON lines, possibly zipped."""
+
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
+        """Lines keyed `<file>:<line number from 1>`."""
+        for entry in read_lines(shard, number, offset):
+            yield Entry(*entry[:3], (shard.parent, entry.payload))
+
+    def record(self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """One sample of a line."""
+        folder, line = payload
+        return super().record(key, (folder, parse_json(line, key)), rng, skip)
+
+
+def load_json(file: Path) -> Any:
+    """A whole JSON file. Raises BadSample where it is broken."""
+    return parse_json(file.read_bytes(), file.name)

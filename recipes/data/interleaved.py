@@ -33,6 +33,8 @@ class InterleavedReader(Reader):
         single_image_drop: probability of dropping a document with exactly one picture.
     """
 
+    kind = "document"
+
     def __init__(
         self,
         shards: list[Path],
@@ -108,8 +110,17 @@ def interleave(sentences: list[str], placed: list[tuple[int, bool, Any]], image_
         after = [image for at, is_before, image in placed if at == index and not is_before]
         parts.append(image_token * len(before) + sentence + image_token * len(after))
         images += before + after
-    token = re.escape(image_token)
-    return re.sub(f" *({token}) *", r"\1", " ".join(parts)), images
+    return spaces_removed(" ".join(parts), image_token), images
+
+
+def spaces_removed(text: str, image_token: str) -> str:
+    """Text without the spaces that touch a placeholder."""
+    return re.sub(f" *({re.escape(image_token)}) *", r"\1", text)
+
+
+def keep_some(places: list[int], most: int, rng: random.Random) -> list[int]:
+    """At most `most` of the places, drawn at random, in their order."""
+    return sorted(rng.sample(places, most)) if len(places) > most else places
 
 
 def find_image_folder(annotations: Path) -> Path:

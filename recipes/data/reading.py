@@ -63,8 +63,12 @@ class Reader(ABC):
     Attributes:
         name: for reports.
         shards: the files; any objects with an order and a `name`.
+        kind: "document", "caption" or "dialogue"; what can be packed is a document or a caption.
+        captioned: whether it is a set of captions, of which a reader of each of `captions.FORMS` can be made.
     """
 
+    kind: str = "dialogue"
+    captioned: bool = False
     name: str
     shards: list[Path]
 

@@ -1,27 +1,18 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """`--data` -> one endless stream of samples: finds out what a folder or glob holds, reads, packs and mixes it."""
 
-import glob
-import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import ProcessorMixin
 
-from recipes.data.captions import CaptionReader
 from recipes.data.dataset import MixedDataset, Source
-from recipes.data.interleaved import InterleavedReader, find_image_folder
+from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.packing import Packing
-from recipes.data.questions import QuestionReader
 from recipes.data.reading import DataReport, Reader
 
-FORMATS = (
-    "MMC4 annotations (*.jsonl or *.jsonl.zip whose lines have text_list, image folder beside them), WebDataset caption "
-    "tars (*.tar), or VQAv2 questions (*_questions.json with *_annotations.json)"
-)
+REGION_FAMILIES = ("regions", "vcr", "osprey")  # what region_template applies to
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.
-FLIPPED = ("interleaved", "captions")  # what random_flip applies to
-DEFAULT_WEIGHTS = {"interleaved": 2.0, "captions": 1.0, "questions": 1.0}
+DEFAULT_WEIGHTS = {"interleaved": 2.0}  # 1 for the others
 
 
 @dataclass
@@ -29,7 +20,7 @@ class DataArguments:
     """What to train on."""
 
     data: list[str] = field(
-        default_factory=list, metadata={"help": f"Folders, files or globs, each one source of one format: {FORMATS}."}
+        default_factory=list, metadata={"help": f"Folders, files or globs, each one source of one format: {WHAT}."}
     )
     data_probs: list[float] | None = field(
         default=None, metadata={"help": "How often each source is drawn; default 2 for documents, 1 for the others."}
@@ -55,61 +46,18 @@ class DataArguments:
     )
     shuffle_buffer: int = field(default=5000, metadata={"help": "Raw entries held for shuffling, per source."})
     pack_length: int = field(default=2048, metadata={"help": "Tokens per packed sequence; 0 = one record per sample."})
+    max_length: int = field(
+        default=0,
+        metadata={"help": "Most tokens of an unpacked sample; last rounds of dialogues are left out, 0 = no limit."},
+    )
+    region_template: str = field(
+        default="chat",
+        metadata={
+            "help": "How region dialogues are written: as the processor's chat template has it, or as released.",
+            "choices": ["chat", "released"],
+        },
+    )
     max_images: int = field(default=15, metadata={"help": "Most images per packed sequence; -1 = no cap."})
-
-
-def find_files(data: str) -> tuple[str, list[Path]]:
-    """What a folder, file or glob holds.
-
-    Returns:
-        The family ("interleaved", "captions" or "questions") and its files, sorted.
-
-    Raises:
-        ValueError: if nothing is there, nothing is of a known format, or several formats are mixed.
-    """
-    path = Path(data).expanduser()
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
-    else:
-        files = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
-        if not files:
-            raise ValueError(
-                f"No data at {data!r} (no such folder, and no file matches it from {Path.cwd()}). Expected a folder, "
-                f"file or glob of {FORMATS}."
-            )
-    families: dict[str, list[Path]] = {}
-    for file in sorted(files):
-        if (family := _family(file)) is not None:
-            families.setdefault(family, []).append(file)
-    if not families:
-        raise ValueError(f"Nothing usable among the {len(files)} files of {data!r}. Expected {FORMATS}.")
-    if len(families) > 1:
-        found = "; ".join(f"{family} in {found[0].parent}" for family, found in families.items())
-        raise ValueError(f"{data!r} holds several formats ({found}). Give each as a source of its own.")
-    return next(iter(families.items()))
-
-
-def _family(file: Path) -> str | None:
-    if file.suffix == ".tar":
-        return "captions"
-    if file.name.endswith("questions.json"):
-        return "questions"
-    if file.suffix == ".jsonl" or file.name.endswith(".jsonl.zip"):
-        # other jsonl files may lie about; one broken line must not hide an annotation file
-        return "interleaved" if any(b'"text_list"' in line for line in _first_lines(file)) else None
-    return None
-
-
-def _first_lines(file: Path, number: int = 3) -> list[bytes]:
-    try:
-        if file.suffix == ".zip":
-            with zipfile.ZipFile(file) as archive, archive.open(archive.namelist()[0]) as lines:
-                return [line for line, _ in zip(lines, range(number), strict=False)]
-        with open(file, "rb") as lines:
-            return [line for line, _ in zip(lines, range(number), strict=False)]
-    except (OSError, IndexError, zipfile.BadZipFile, zipfile.zlib.error):
-        # By its name an annotation file: let the reader report it.
-        return [b'"text_list"']
 
 
 def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain") -> tuple[str, Reader]:
@@ -119,11 +67,10 @@ def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain
         "image_token": processor.image_token,
         "reserved": (processor.start_of_image_token, *processor.tokenizer.all_special_tokens),
     }
-    if family == "captions":
-        return family, CaptionReader(files, **tokens, form=caption_form)
-    if family == "questions":
-        return family, QuestionReader(files, **tokens)
-    return family, InterleavedReader(files, find_image_folder(files[0]), **tokens)
+    reader = READERS[family](files, **tokens)
+    if caption_form != "plain" and reader.captioned:
+        reader = READERS[family](files, **tokens, form=caption_form)
+    return family, reader
 
 
 def build_dataset(
@@ -146,7 +93,7 @@ def build_dataset(
         ValueError: if `data` is empty or cannot be read (see `find_files`), or the probabilities do not fit it.
     """
     if not arguments.data:
-        raise ValueError(f"No --data given. Expected folders, files or globs of {FORMATS}.")
+        raise ValueError(f"No --data given. Expected folders, files or globs of {WHAT}.")
     if arguments.data_probs is not None and len(arguments.data_probs) != len(arguments.data):
         raise ValueError(
             f"{len(arguments.data)} --data sources but {len(arguments.data_probs)} --data_probs: give one per source."
@@ -154,12 +101,12 @@ def build_dataset(
     sources, weights = [], []
     for number, data in enumerate(arguments.data):
         family, reader = make_reader(data, processor, caption_forms[0])
-        weight = arguments.data_probs[number] if arguments.data_probs is not None else DEFAULT_WEIGHTS[family]
+        weight = arguments.data_probs[number] if arguments.data_probs is not None else DEFAULT_WEIGHTS.get(family, 1.0)
         readers = [reader]
-        if family == "captions":
+        if reader.captioned:
             readers += [make_reader(data, processor, form)[1] for form in caption_forms[1:]]
         for one in readers:
-            packing = _packing(arguments, family, processor)
+            packing = _packing(arguments, one, processor)
             sources.append(
                 Source(
                     reader=one,
@@ -168,7 +115,9 @@ def build_dataset(
                     shuffle_buffer=arguments.shuffle_buffer,
                     packing=packing,
                     max_skipped=arguments.max_skipped,
-                    flip=arguments.random_flip and family in FLIPPED,
+                    flip=arguments.random_flip and (one.captioned or one.kind == "document"),
+                    max_length=arguments.max_length if packing is None else 0,
+                    released_template=arguments.region_template == "released" and family in REGION_FAMILIES,
                 )
             )
             weights.append(weight / len(readers))
@@ -178,12 +127,12 @@ def build_dataset(
     return dataset, dataset.report
 
 
-def _packing(arguments: DataArguments, family: str, processor: ProcessorMixin) -> Packing | None:
+def _packing(arguments: DataArguments, reader: Reader, processor: ProcessorMixin) -> Packing | None:
     if arguments.pack_length == 0:
         return None
-    if family == "questions":
+    if reader.kind == "dialogue":
         raise ValueError(
-            f"Dialogues cannot be packed, but --pack_length is {arguments.pack_length} and --data names question files. "
+            f"Dialogues cannot be packed, but --pack_length is {arguments.pack_length} and {reader.name} gives dialogues. "
             "Set --pack_length 0, or train on them with recipes/sft.py."
         )
     return Packing(
@@ -193,5 +142,5 @@ def _packing(arguments: DataArguments, family: str, processor: ProcessorMixin) -
         start_of_image_token_id=processor.start_of_image_token_id,
         image_token_id=processor.image_token_id,
         max_images=arguments.max_images,
-        level="sample" if family == "captions" else "image",
+        level="sample" if reader.kind == "caption" else "image",
     )

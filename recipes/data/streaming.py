@@ -8,7 +8,7 @@ and nothing else.
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from recipes.data.reading import BadSample, DataError, DataReport, Entry, Reader
 
+Finish = Callable[[dict[str, Any], random.Random], dict[str, Any]]
 Place = tuple[int, int, int]  # number of the shard in this stream's order, number of the entry in it, its offset
 
 
@@ -34,6 +35,7 @@ class RecordStream:
         part: `(index, count)`: which of `count` streams this is. They share the files out, or, where there are fewer
             files than streams, the entries of every file.
         max_skipped: greatest share of unusable entries (see `DataReport.check`).
+        finish: what is done to each record of the reader, with a generator of its own; may raise `BadSample`.
 
     Raises:
         DataError: while iterating, if too much of the data is unusable.
@@ -48,8 +50,9 @@ class RecordStream:
         shuffle_buffer: int = 0,
         part: tuple[int, int] = (0, 1),
         max_skipped: float = 1.0,
+        finish: Finish | None = None,
     ) -> None:
-        self.reader, self.report, self.max_skipped = reader, report, max_skipped
+        self.reader, self.report, self.max_skipped, self.finish = reader, report, max_skipped, finish
         self.choices = f"{seed}/{epoch}"
         self.rng = random.Random(f"{seed}/{epoch}/{reader.name}")
         self.shards = sorted(reader.shards)
@@ -88,7 +91,11 @@ class RecordStream:
             if not silent:
                 self.report.skip(self.reader.name, reason, name)
 
-        return self.reader.record(entry.key, entry.payload, random.Random(f"{self.choices}/{entry.key}"), skip)
+        name = f"{self.choices}/{entry.key}"
+        record = self.reader.record(entry.key, entry.payload, random.Random(name), skip)
+        if record is not None and self.finish is not None:
+            record = self.finish(record, random.Random(f"{name}/finish"))
+        return record
 
     def _shuffled(self) -> Iterator[tuple[Place, Entry]]:
         entries = self._entries()

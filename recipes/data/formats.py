@@ -1,0 +1,144 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Which reader reads which files: told by a file's name and, where that is not enough, by what stands in its beginning."""
+
+import glob
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.data import caption_files, conversations, grounding, question_files, region_dialogues, regions, rows
+from recipes.data.captions import CaptionReader
+from recipes.data.interleaved import InterleavedReader, find_image_folder
+from recipes.data.questions import QuestionReader
+from recipes.data.reading import Reader
+
+HEAD = 65536  # bytes of a file that are looked at
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of files.
+
+    Attributes:
+        family: its name.
+        what: how people know it.
+        pattern: of the file's whole name, any case.
+        reader: makes the reader from files and options.
+        marker: text that must stand in the file's beginning.
+    """
+
+    family: str
+    what: str
+    pattern: str
+    reader: Callable[..., Reader]
+    marker: bytes = b""
+
+    def fits(self, file: Path) -> bool:
+        """Whether a file is of this format."""
+        if not re.fullmatch(self.pattern, file.name, re.IGNORECASE):
+            return False
+        return not self.marker or self.marker in _head(file, self.marker)
+
+
+def _interleaved(files: list[Path], **options: Any) -> InterleavedReader:
+    return InterleavedReader(files, find_image_folder(files[0]), **options)
+
+
+_JSONL = r".*\.jsonl(\.zip)?"
+_JSON = r".*\.json"
+# The first that fits.
+FORMATS = (
+    Format("captions", "WebDataset caption tars (*.tar)", r".*\.tar", CaptionReader),
+    Format("interleaved", "MMC4 (*.jsonl, *.jsonl.zip with text_list)", _JSONL, _interleaved, b'"text_list"'),
+    Format("vcr", "VCR (*.jsonl with metadata_fn)", _JSONL, region_dialogues.VcrReader, b'"metadata_fn"'),
+    Format(
+        "narratives",
+        "Localized Narratives (*.jsonl with annotator_id)",
+        _JSONL,
+        caption_files.NarrativeReader,
+        b'"annotator_id"',
+    ),
+    Format("rows", "chats (*.jsonl with messages)", r".*\.jsonl", rows.DatasetReader, b'"messages"'),
+    Format("rows", "rows of datasets (*.parquet, *.arrow)", r".*\.(parquet|arrow)", rows.DatasetReader),
+    Format(
+        "gqa", "GQA (train_balanced_questions.json)", r"\w+_(balanced|all)_questions.*\.json", question_files.GqaReader
+    ),
+    Format(
+        "questions", "VQAv2, OK-VQA (*_questions.json with *_annotations.json)", r".*questions\.json", QuestionReader
+    ),
+    Format("textvqa", "TextVQA (TextVQA_*.json)", r"TextVQA_.*\.json", question_files.TextVqaReader),
+    Format("aokvqa", "A-OKVQA (aokvqa_*.json)", r"aokvqa_.*\.json", question_files.AokVqaReader),
+    Format("ocrvqa", "OCR-VQA (dataset.json)", r"dataset\.json", question_files.OcrVqaReader, b'"imageURL"'),
+    Format(
+        "karpathy", "COCO captions (coco_karpathy_*.json)", r"coco_karpathy_.*\.json", caption_files.KarpathyReader
+    ),
+    Format("flickr30k", "Flickr30k (groundedcaption.json)", r"groundedcaption\.json", caption_files.Flickr30kReader),
+    Format("textcaps", "TextCaps (TextCaps_*.json)", r"TextCaps_.*\.json", caption_files.TextCapsReader),
+    Format(
+        "paragraphs", "Image2Paragraph (paragraphs_coco.json)", r"paragraphs_coco\.json", caption_files.ParagraphReader
+    ),
+    Format("refcoco", "RefCOCO/+/g (refs(*).p, instances.json beside)", r"refs.*\.(p|json)", grounding.RefCocoReader),
+    Format(
+        "vg", "Visual Genome (region_descriptions.json)", r"region_descriptions\.json", grounding.VisualGenomeReader
+    ),
+    Format(
+        "regions",
+        "region masks (instances_*.json, *_with_mask.json, partImagenet*.json, pascalpart*.json)",
+        r"instances_.*\.json|.*_with_mask\.json|partimagenet.*\.json|pascal_?part.*\.json",
+        regions.RegionReader,
+    ),
+    Format("osprey", "Osprey-724K (*.json with annotation)", _JSON, region_dialogues.OspreyReader, b'"annotation"'),
+    Format("llava", "LLaVA (*.json with conversations)", _JSON, conversations.LlavaReader, b'"conversations"'),
+)
+READERS = {format.family: format.reader for format in FORMATS}
+WHAT = f"{', '.join(format.what for format in FORMATS)}, or a dataset of the Hub (hub:<owner>/<name>)"
+
+
+def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
+    """What a folder, file or glob holds, or the files of a dataset on the Hub.
+
+    Returns:
+        The family (of `FORMATS`) and its files, sorted.
+
+    Raises:
+        ValueError: if nothing is there, nothing is of a known format, or several formats are mixed.
+    """
+    if data.startswith(rows.HUB):
+        return "rows", rows.open_hub(data)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    elif path.is_file():  # a name may hold what a glob takes for a pattern
+        files = [path]
+    else:
+        files = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
+        if not files:
+            raise ValueError(
+                f"No data at {data!r} (no such folder, and no file matches it from {Path.cwd()}). Expected a folder, "
+                f"file or glob of {WHAT}."
+            )
+    families: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        if (format := next((format for format in FORMATS if format.fits(file)), None)) is not None:
+            families.setdefault(format.family, []).append(file)
+    if not families:
+        raise ValueError(f"Nothing usable among the {len(files)} files of {data!r}. Expected {WHAT}.")
+    if len(families) > 1:
+        found = "; ".join(f"{family} in {found[0].parent}" for family, found in families.items())
+        raise ValueError(f"{data!r} holds several formats ({found}). Give each as a source of its own.")
+    return next(iter(families.items()))
+
+
+def _head(file: Path, marker: bytes) -> bytes:
+    """The beginning of a file; where it cannot be read, `marker`: by its name it fits, let the reader report it."""
+    try:
+        if file.suffix == ".zip":
+            with zipfile.ZipFile(file) as archive, archive.open(archive.namelist()[0]) as lines:
+                return lines.read(HEAD)
+        with open(file, "rb") as lines:
+            return lines.read(HEAD)
+    except (OSError, IndexError, zipfile.BadZipFile, zipfile.zlib.error):
+        return marker
