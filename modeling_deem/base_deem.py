@@ -86,8 +86,8 @@ class DeemPreTrainedModel(PreTrainedModel):
     def freeze_fixed_parts(self) -> None:
         """No gradients for the VAE and for the null values of the UNet side (spec section 9)."""
         for module in self.modules():
-            if isinstance(module, DeemFeatureSynchronizer):
-                module.null_value.requires_grad_(module.train_null_value)
+            if isinstance(module, DeemFeatureSynchronizer) and not module.train_null_value:
+                module.null_value.requires_grad_(False)
             elif getattr(module, "_is_fixed", False):
                 module.requires_grad_(False)
             elif isinstance(mask_token := getattr(module, "mask_token", None), nn.Parameter):

@@ -12,6 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 OLD_ROWS = "lm_head.old_rows"
+# What peft adds to names; of a module that it trains in a copy, the copy bears the name.
+_OF_PEFT = re.compile(
+    r"^base_model\.model\.|\.(original_module|modules_to_save\.default|base_layer|token_adapter)(?=\.)"
+)
 
 
 def match_parameters(pattern: str, names: Iterable[str]) -> list[str]:
@@ -41,6 +45,11 @@ def match_parameters(pattern: str, names: Iterable[str]) -> list[str]:
         )
         raise ValueError(f"The name {pattern!r} matches none of the {len(names)} parameters of the model. {hint}")
     return found
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by the names they have without adapters."""
+    return {_OF_PEFT.sub("", name): parameter for name, parameter in model.named_parameters()}
 
 
 def part_of(name: str) -> str:
@@ -120,7 +129,7 @@ def train_only_new_rows(model: PreTrainedModel, first_new_row: int) -> None:
 def new_rows(model: nn.Module) -> dict[str, int]:
     """First trained row by name, of the parameters of which only the last rows train."""
     return {
-        name: module.first_new_row
+        _OF_PEFT.sub("", name): module.first_new_row
         for prefix, module in model.named_modules()
         if hasattr(module, "first_new_row")
         for name, _ in module.named_parameters(prefix, recurse=False)
@@ -130,7 +139,7 @@ def new_rows(model: nn.Module) -> dict[str, int]:
 def no_decay_names(model: nn.Module) -> set[str]:
     """Biases, and every parameter of a normalisation layer."""
     return {
-        name
+        _OF_PEFT.sub("", name)
         for prefix, module in model.named_modules()
         for name, _ in module.named_parameters(prefix, recurse=False)
         if name.endswith("bias") or "norm" in type(module).__name__.lower()
@@ -152,7 +161,7 @@ def parameter_groups(
     Raises:
         ValueError: for a pattern that matches no parameter, or an unknown setting.
     """
-    parameters = dict(model.named_parameters())
+    parameters = parameters_by_name(model)
     settings = dict.fromkeys(parameters, (lr, weight_decay))
     for pattern, setting in reversed((groups or {}).items()):
         if unknown := set(setting) - {"lr", "weight_decay"}:
@@ -179,7 +188,7 @@ def parts_table(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dic
     setting = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
     first = new_rows(model)
     table: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         row = table.setdefault(part_of(name), {"trainable": 0, "frozen": 0, "lr": set(), "weight_decay": set()})
         size = parameter.numel()
         old = size // parameter.shape[0] * first.get(name, 0)

@@ -111,7 +111,7 @@ def make_plan(
         ranks: numbers of processes that memory is computed for.
     """
     model = build(config)
-    prepare_parts(model, args)
+    model = prepare_parts(model, args)
     groups = parameter_groups(model, args.groups, args.learning_rate, args.weight_decay)
     processes = max(args.world_size, 1)
     sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes

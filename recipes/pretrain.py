@@ -115,7 +115,10 @@ def main() -> None:
         find_files(data)  # a wrong path shows now, not after minutes of making parts
     set_seed(training_args.seed)
     model, processor = load_or_compose(model_args)
-    save_initial(model, processor, Path(training_args.output_dir, "initial"))
+    initial = Path(training_args.output_dir, "initial")
+    save_initial(model, processor, initial)
+    if training_args.lora is not None:  # adapters are saved with the name of what they adapt
+        model, processor = load_checkpoint(str(initial))
     train(model, processor, run_args, data_args, training_args)
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState, Trainin
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
+from recipes.adapters import adapted_parts, add_adapters, is_adapted, merge_adapters
 from recipes.data.reading import DataReport
 from recipes.groups import format_parts, freeze_parts, parameter_groups, parts_table
 from recipes.resuming import StreamTrainer
@@ -67,20 +68,29 @@ class DeemTrainingArguments(TrainingArguments):
             "choices": ["bfloat16", "float16"],
         },
     )
+    lora: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Adapters in the language model, in the encoder too with `vision: true`; else fields of "
+            "peft.LoraConfig (a mapping; JSON as a flag). See recipes/adapters.py."
+        },
+    )
 
     def __post_init__(self) -> None:
-        if isinstance(self.groups, str):
-            self.groups = json.loads(self.groups)
+        for name in ("groups", "lora"):
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, json.loads(value))
         super().__post_init__()
 
 
-def prepare_parts(model: PreTrainedModel, args: DeemTrainingArguments) -> None:
-    """Freeze what the arguments name, and keep it in the precision that they name."""
-    freeze_parts(model, args.freeze)
+def prepare_parts(model: PreTrainedModel, args: DeemTrainingArguments) -> nn.Module:
+    """The model with all parts frozen that the arguments name, in the precision and with the adapters that they name."""
+    freeze_parts(model, [*args.freeze, *adapted_parts(args.lora)])
     if args.frozen_dtype is not None:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad and ".vae." not in name:
                 parameter.data = parameter.data.to(getattr(torch, args.frozen_dtype))
+    return model if args.lora is None else add_adapters(model, args.lora)
 
 
 # ---- checkpoints ----
@@ -129,7 +139,7 @@ class DeemTrainer(StreamTrainer):
     """Trains a `DeemForConditionalGeneration` on batches of `DeemDataCollator`.
 
     Args:
-        args: `DeemTrainingArguments`; `freeze` and `groups` are applied here.
+        args: `DeemTrainingArguments`; `freeze`, `lora` and `groups` are applied here.
         data_report: filled by the data stream; printed and written to `data_report.json` when training ends, however
             it ends.
 
@@ -144,8 +154,7 @@ class DeemTrainer(StreamTrainer):
     def __init__(
         self, model: PreTrainedModel, args: DeemTrainingArguments, data_report: DataReport | None = None, **kwargs: Any
     ) -> None:
-        prepare_parts(model, args)
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=prepare_parts(model, args), args=args, **kwargs)
         # Trainer writes `use_cache = False` into the config. Saved with a checkpoint it would make generation slow.
         vars(model.config).pop("use_cache", None)
         self.data_report = data_report
@@ -229,6 +238,8 @@ class DeemTrainer(StreamTrainer):
         """The optimiser chosen by the arguments over the named groups; prints and saves the table of parts."""
         if self.optimizer is None:
             model = self.model if model is None else model
+            if is_adapted(model):  # loading adapters lets all their tensors train
+                model.freeze_fixed_parts()
             groups = parameter_groups(model, self.args.groups, self.args.learning_rate, self.args.weight_decay)
             if not groups:
                 raise ValueError(
@@ -271,6 +282,12 @@ class DeemTrainer(StreamTrainer):
             if self.data_report is not None and self.is_world_process_zero():
                 print(self.data_report)
                 self.data_report.save(Path(self.args.output_dir, "data_report.json"))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The trained model and its processor. With `lora` whole, adapters merged; checkpoints hold adapters only."""
+        if is_adapted(self.model) and not _internal_call:
+            self.model = merge_adapters(self.model)
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # The marker is written last. Old checkpoints go only afterwards, so that at every moment one is complete.
