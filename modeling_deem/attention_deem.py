@@ -15,6 +15,17 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
+def parameter_of(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter that is used outside its module's forward, where accelerate's offloading has not fetched it yet."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None:
+        return getattr(module, name)
+    hook.pre_forward(module)
+    parameter = getattr(module, name)
+    hook.post_forward(module, None)
+    return parameter
+
+
 class DeemFeatureSynchronizer(nn.Module):
     """Deformable attention from queries to the feature pyramids of several images (spec section 4).
 
@@ -70,8 +81,8 @@ class DeemFeatureSynchronizer(nn.Module):
 
     def project_values(self, features: torch.Tensor) -> torch.Tensor:
         """Values of all images: features (N, S, E) -> (N, H, c, S). Independent of the queries, hence cacheable."""
-        values = self.value_projection.weight @ features.transpose(-1, -2)  # [N, H*c, S], maps without a copy
-        values = values + self.value_projection.bias[:, None]
+        weight, bias = (parameter_of(self.value_projection, name) for name in ("weight", "bias"))
+        values = weight @ features.transpose(-1, -2) + bias[:, None]  # [N, H*c, S], maps without a copy
         return values.unflatten(-2, (self.num_heads, -1))
 
     def forward(
@@ -111,8 +122,10 @@ class DeemFeatureSynchronizer(nn.Module):
 
         # Both predictions are linear in (projected query + position of the image), so each part is computed once.
         query = self.query_projection(queries)
-        offsets = self.sampling_offsets(query)[:, :, None] + self._of_position(self.sampling_offsets)[rank]
-        logits = self.attention_weights(query)[:, :, None] + self._of_position(self.attention_weights)[rank]
+        offsets = self.sampling_offsets(query)[:, :, None] + self._of_position(self.sampling_offsets, num_images)[rank]
+        logits = (
+            self.attention_weights(query)[:, :, None] + self._of_position(self.attention_weights, num_images)[rank]
+        )
         offsets = offsets.float().view(groups, length, num_images, heads, points, 2)
         offsets = offsets.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # [G*n*H, L, K, 2]
         logits = logits.float().view(groups, length, num_images, heads, levels * points)
@@ -142,9 +155,9 @@ class DeemFeatureSynchronizer(nn.Module):
         output = sampled.permute(0, 3, 1, 2) + null_weight * self.null_value.view(heads, -1)  # [G, L, H, c]
         return self.output_projection(output.flatten(2))
 
-    def _of_position(self, prediction: nn.Linear) -> torch.Tensor:
-        """What each relative position adds to a prediction, (max_images, outputs)."""
-        return F.linear(self.image_positions, prediction.weight)
+    def _of_position(self, prediction: nn.Linear, num_images: int) -> torch.Tensor:
+        """What each relative position that can occur adds to a prediction, (num_images + 1, outputs)."""
+        return F.linear(self.image_positions[: num_images + 1], parameter_of(prediction, "weight"))
 
 
 @dataclass
@@ -226,4 +239,4 @@ class DeemImageAttention(nn.Module):
         return torch.tanh(self.gate) * residual
 
 
-__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "DeemImageStates"]
+__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "DeemImageStates", "parameter_of"]

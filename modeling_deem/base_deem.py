@@ -52,7 +52,7 @@ class DeemPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "fusion"]
     _no_split_modules = ["DeemImageAttention", "DeemFusionBlock", "DeemPerceiverLayer"]
 
     @classmethod

@@ -59,8 +59,8 @@ class DeemFusionBlock(nn.Module):
     def forward(self, sample: torch.Tensor, states: DeemImageStates) -> torch.Tensor:
         """sample (G, c, s, s) -> residual (G, c, s, s)."""
         side = sample.shape[-1]
-        positions = self.positions if side == self.side else self.compute_positions(side).to(sample)
-        queries = self.query_norm(sample.flatten(2).transpose(1, 2)) + positions  # [G, s*s, c]
+        positions = self.positions if side == self.side else self.compute_positions(side)
+        queries = self.query_norm(sample.flatten(2).transpose(1, 2)) + positions.to(sample)  # [G, s*s, c]
         centres = (torch.arange(side, device=sample.device, dtype=torch.float32) + 0.5) / side
         reference = torch.stack([centres.repeat(side), centres.repeat_interleave(side)], dim=-1)  # [s*s, 2] as (x, y)
 

@@ -16,6 +16,33 @@ from .text_deem import last_document_start
 class DeemGenerationMixin(InterleavingMixin):
     """`generate_images`, `reconstruct`, `consistency_loss`, and the image states on their way through `generate`."""
 
+    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+        """As in transformers, with padding on either side.
+
+        Rows padded on the right are read as if padded on the left; in the sequences returned the prompt stands as given.
+
+        Raises:
+            ValueError: image tokens in the prompt, but no images.
+        """
+        mask, prompt = kwargs.get("attention_mask"), kwargs.get("input_ids") if inputs is None else inputs
+        sources = ("pixel_values", "mm_encoder_outputs", "image_states", "past_key_values", "inputs_embeds")
+        if prompt is not None and all(kwargs.get(name) is None for name in sources):
+            self.model.get_placeholder_mask(
+                prompt == self.config.image_token_id, self.lm_head.weight.new_zeros(0, 1, 1)
+            )
+        if mask is None or mask.dim() != 2 or bool(mask[:, -1].all()):
+            return super().generate(inputs, *args, **kwargs)
+        order = mask.long().argsort(dim=1, stable=True)  # padding first
+        rows = torch.arange(len(mask), device=mask.device)[:, None]
+        for name in ("input_ids", "inputs_embeds", "position_ids", "attention_mask"):
+            if (given := kwargs.get(name)) is not None and given.shape[1] == mask.shape[1]:
+                kwargs[name] = given[rows, order]
+        outputs = super().generate(inputs if inputs is None else inputs[rows, order], *args, **kwargs)
+        if prompt is not None:
+            sequences = outputs if torch.is_tensor(outputs) else outputs.sequences
+            sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
+        return outputs
+
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, **kwargs) -> dict:
         # transformers drops images after the prompt; the image attention needs them at every step.
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
@@ -23,13 +50,15 @@ class DeemGenerationMixin(InterleavingMixin):
             model_kwargs["image_states"] = outputs.image_states
         return model_kwargs
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args, **kwargs) -> dict:
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, *args, inputs_embeds: torch.Tensor | None = None, **kwargs
+    ) -> dict:
         """As in transformers, and what the tokens to read see of the images, where the forward cannot tell.
 
         A bos that the model writes begins no document: what it writes sees what the end of the prompt saw, with and
         without a cache (as released).
         """
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         cache, states = inputs.get("past_key_values"), inputs.get("image_states")
         images = (inputs.get("mm_encoder_outputs") or {}).get("image")
         cached = cache is not None and cache.get_seq_length() > 0

@@ -17,7 +17,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from .attention_deem import DeemImageStates
+from .attention_deem import DeemImageStates, parameter_of
 from .base_deem import DeemPreTrainedModel, mark_upstream
 from .configuration_deem import DeemImageDecoderConfig
 from .denoiser_deem import DeemFeatureFusion, build_denoiser
@@ -235,7 +235,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
     def no_features(self, count: int) -> DeemImageStates:
         """Nothing to look into, for `count` images."""
-        return no_features(count, self.null_condition.new_zeros(self.config.feature_size or 0))
+        return no_features(count, parameter_of(self, "null_condition").new_zeros(self.config.feature_size or 0))
 
     @staticmethod
     def has_context(context_mask: torch.Tensor) -> torch.Tensor:
@@ -368,7 +368,9 @@ class DeemImageDecoder(DeemPreTrainedModel):
             drop_condition = draws < (self.config.condition_dropout if self.training else 0.0)
 
         condition = self.condition_from_context(contexts, context_mask)
-        condition = torch.where(drop_condition[:, None, None], self.null_condition.to(condition.dtype), condition)
+        condition = torch.where(
+            drop_condition[:, None, None], parameter_of(self, "null_condition").to(condition.dtype), condition
+        )
         errors = self.error_map(latents, condition, states, timesteps, noise)
         supervised = self.has_context(context_mask)
         if image_loss_mask is not None:
@@ -423,7 +425,9 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
         guided = scale != 1.0
         if guided:
-            condition = torch.cat([self.null_condition.to(condition.dtype).expand_as(condition), condition])
+            condition = torch.cat(
+                [parameter_of(self, "null_condition").to(condition.dtype).expand_as(condition), condition]
+            )
         index, visible = states.index, states.visible
         if index is None:
             index = torch.arange(len(visible), device=visible.device)[:, None]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .attention_deem import DeemImageAttention, DeemImageStates
 from .base_deem import DeemPreTrainedModel
@@ -23,6 +23,8 @@ from .losses_deem import text_loss
 from .perceiver_deem import DeemPerceiver
 from .text_deem import build_language_model, embedding_name, locate_images
 from .vision_deem import DeemVisionTower
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -192,8 +194,10 @@ class DeemModel(DeemPreTrainedModel):
         if images is not None:
             tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
             inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
-        elif image_states is None and input_ids is not None and is_image.any():
-            self.get_placeholder_mask(is_image, inputs_embeds.new_zeros(0, self.config.num_image_tokens, 1))  # raises
+        elif image_states is None and not torch.compiler.is_compiling() and is_image.any():
+            logger.warning_once(
+                "The text holds image tokens, but no images were given: they are read as plain tokens."
+            )
         inputs_embeds = torch.where(is_start[..., None], inputs_embeds + self.start_of_image, inputs_embeds)
 
         # Text: every k-th layer also looks into the pyramids of the images seen so far.

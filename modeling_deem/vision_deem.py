@@ -263,6 +263,7 @@ class DeemVisionTower(nn.Module):
     ) -> DeemVisionOutput:
         """pixel_values (N, 3, h, w), region_masks (N, 1, h, w) in {0, 1} or None for whole images."""
         # 1. Four maps and the pooled vector, projected to one width.
+        wants_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         stages, pooled, outputs = self.encode(pixel_values, **kwargs)
         maps = [
             projection(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # [N, E, side, side]
@@ -272,10 +273,11 @@ class DeemVisionTower(nn.Module):
         tokens = torch.cat([pooled, maps[self.grid_level].flatten(2).transpose(1, 2)], dim=1)  # [N, 1 + g*g, E]
 
         # 2. Positions on both; the pooled token has none.
-        image_features = tuple(level + resize_positions(self.positions, level.shape[-1]) for level in maps)
+        table = self.positions.to(tokens.dtype)
+        image_features = tuple(level + resize_positions(table, level.shape[-1]) for level in maps)
         grid = maps[self.grid_level].shape[-2:]
         tokens = self.position_norm(self.position_projection(tokens))
-        positions = resize_positions(self.positions, grid[-1]).flatten(2).transpose(1, 2)  # [1, g*g, E]
+        positions = resize_positions(table, grid[-1]).flatten(2).transpose(1, 2)  # [1, g*g, E]
         tokens = tokens + F.pad(positions, (0, 0, 1, 0))
 
         # 3. Outside its region an image has no grid tokens.
@@ -291,7 +293,7 @@ class DeemVisionTower(nn.Module):
             grid_tokens=tokens,
             image_features=image_features,
             last_hidden_state=outputs.last_hidden_state,
-            hidden_states=outputs.hidden_states if kwargs.get("output_hidden_states") else None,
+            hidden_states=outputs.hidden_states if wants_states else None,
             attentions=getattr(outputs, "attentions", None),
         )
 

@@ -162,9 +162,8 @@ def test_cached_steps_equal_a_full_forward(model, padding_side: str) -> None:
     torch.testing.assert_close(torch.cat(logits, dim=1)[real], expected[real], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("padding_side", SIDES)
-def test_greedy_generation_equals_a_full_forward(model, padding_side: str) -> None:
-    batch = tiny_batch(*RAGGED, padding_side=padding_side, targets=False)
+def test_greedy_generation_equals_a_full_forward(model) -> None:
+    batch = tiny_batch(*RAGGED, padding_side="left", targets=False)
     outputs = model.generate(
         **batch,
         max_new_tokens=NEW_TOKENS,
@@ -187,10 +186,9 @@ def test_greedy_generation_equals_a_full_forward(model, padding_side: str) -> No
     assert len({tuple(row.tolist()) for row in outputs.sequences[:, -NEW_TOKENS:]}) == len(RAGGED)  # no dead model
 
 
-@pytest.mark.parametrize("padding_side", SIDES)
-def test_beam_scores_equal_a_full_forward(model, padding_side: str) -> None:
+def test_beam_scores_equal_a_full_forward(model) -> None:
     beams = 3
-    batch = tiny_batch(*RAGGED, padding_side=padding_side, targets=False)
+    batch = tiny_batch(*RAGGED, padding_side="left", targets=False)
     outputs = model.generate(
         **batch,
         num_beams=beams,
@@ -900,11 +898,15 @@ def test_images_without_their_start_of_image_token_cannot_be_drawn(model) -> Non
         model(**batch)
 
 
-def test_image_tokens_without_pictures_are_refused(model) -> None:
+def test_image_tokens_without_pictures(model) -> None:
+    """Nothing is generated from them; a forward reads them as plain tokens, as in LLaVA, and says so."""
     batch = tiny_batch("btit", targets=False)
     del batch["pixel_values"]
-    with pytest.raises(ValueError, match="^Image features and image tokens do not match"):
-        model(**batch)
+    with pytest.raises(ValueError, match="^Image features and image tokens do not match, tokens: 4, features: 0"):
+        model.generate(**batch, max_new_tokens=2)
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(batch["input_ids"])
+        assert torch.equal(model(**batch).logits, model(inputs_embeds=embeds).logits)
 
 
 # ---- saving and loading ----------------------------------------------------------------------------------------------
