@@ -19,16 +19,23 @@ writes below DIR, `--num` pictures per format:
     pope/                                  presence questions (POPE, three kinds of negatives)
     robustvqa/                             main object or not (RobustVQA)
 
+and, where they are named, the formats of the other stages (`MORE_FORMATS`), each in a folder of its name: questions (okvqa,
+textvqa, aokvqa, gqa, ocrvqa, llava), captions (karpathy, flickr30k, textcaps, paragraphs, narratives), boxes (refcoco,
+refcocog, vg), region masks (coco, partimagenet, pascalpart, refcoco_masks, refcoco+_masks, vg_masks, vcr, osprey) and rows of
+`datasets` (obelics, chats, vqa_rows).
+
 Each folder also holds `truth.jsonl`: per picture everything that is known about it.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from recipes.synthetic import regions, texts
 from recipes.synthetic.formats import write_caption_tars, write_mmc4, write_pope, write_robustvqa, write_vqa
 from recipes.synthetic.scenes import Document, Scene, SceneObject, World
 from recipes.synthetic.words import (
@@ -48,6 +55,7 @@ __all__ = [
     "FORMATS",
     "HELD_OUT",
     "KINDS",
+    "MORE_FORMATS",
     "UNSEEN",
     "Document",
     "Scene",
@@ -65,6 +73,33 @@ __all__ = [
 ]
 
 FORMATS = ("mmc4", "captions", "vqa", "pope", "robustvqa")
+MORE_FORMATS = {
+    "okvqa": texts.write_okvqa,
+    "textvqa": texts.write_textvqa,
+    "aokvqa": texts.write_aokvqa,
+    "gqa": texts.write_gqa,
+    "ocrvqa": texts.write_ocrvqa,
+    "llava": texts.write_llava,
+    "karpathy": texts.write_karpathy,
+    "flickr30k": texts.write_flickr30k,
+    "textcaps": texts.write_textcaps,
+    "paragraphs": texts.write_paragraphs,
+    "narratives": texts.write_narratives,
+    "refcoco": regions.write_refcoco,
+    "refcocog": partial(regions.write_refcoco, split_by="umd"),
+    "vg": regions.write_vg,
+    "coco": regions.write_coco_instances,
+    "partimagenet": regions.write_parts,
+    "pascalpart": partial(regions.write_parts, joint=":"),
+    "refcoco_masks": regions.write_captioned_masks,
+    "refcoco+_masks": partial(regions.write_captioned_masks, kind="refcoco+"),
+    "vg_masks": partial(regions.write_captioned_masks, kind="vg"),
+    "vcr": regions.write_vcr,
+    "osprey": regions.write_osprey,
+    "obelics": texts.write_obelics,
+    "chats": texts.write_chats,
+    "vqa_rows": texts.write_vqa_rows,
+}
 
 
 def write_formats(
@@ -81,9 +116,10 @@ def write_formats(
     Raises ValueError for an unknown format.
     """
     folder = Path(folder)
-    unknown = sorted(set(formats) - set(FORMATS))
+    unknown = sorted(set(formats) - set(FORMATS) - set(MORE_FORMATS))
     if unknown or not formats:
-        raise ValueError(f"Unknown format(s) {unknown}; give one or more of {', '.join(FORMATS)}.")
+        known = ", ".join((*FORMATS, *MORE_FORMATS))
+        raise ValueError(f"Unknown format(s) {unknown}; give one or more of {known}.")
     for name in formats:
         if name == "mmc4":
             write_mmc4(folder, world, num, start)
@@ -93,8 +129,10 @@ def write_formats(
             write_vqa(folder / "vqa", world, num, start, split="val2014" if start >= HELD_OUT else "train2014")
         elif name == "pope":
             write_pope(folder / "pope", world, num, start)
-        else:
+        elif name == "robustvqa":
             write_robustvqa(folder / "robustvqa", world, num, start)
+        else:
+            MORE_FORMATS[name](folder / name, world, num, start)
 
 
 def main() -> None:
@@ -107,7 +145,11 @@ def main() -> None:
     parser.add_argument("--held_out", action="store_true", help=f"pictures for evaluation: scenes from {HELD_OUT} on")
     parser.add_argument("--shifted", action="store_true", help="the out-of-distribution variant")
     parser.add_argument("--detail", default="medium", choices=(*DETAILS, "mixed"), help="of the captions (medium)")
-    parser.add_argument("--formats", default=",".join(FORMATS), help=f"comma-separated, of {','.join(FORMATS)} (all)")
+    parser.add_argument(
+        "--formats",
+        default=",".join(FORMATS),
+        help=f"comma-separated ({','.join(FORMATS)}); also {', '.join(MORE_FORMATS)}",
+    )
     args = parser.parse_args()
     start = args.start if args.start is not None else HELD_OUT * args.held_out
     try:

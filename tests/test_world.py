@@ -240,12 +240,12 @@ def test_command_line(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *("mmc4_annts", "mmc4_images", "truth.jsonl", "captions", "vqa", "pope", "robustvqa")
     }
-    bad = subprocess.run([*command, "--formats", "coco"], capture_output=True, text=True, cwd=tmp_path)
-    assert bad.returncode != 0 and "coco" in bad.stderr and "robustvqa" in bad.stderr
+    bad = subprocess.run([*command, "--formats", "cocoa"], capture_output=True, text=True, cwd=tmp_path)
+    assert bad.returncode != 0 and "cocoa" in bad.stderr and "robustvqa" in bad.stderr
 
 
 def test_bad_arguments_of_the_writers(tmp_path):
     with pytest.raises(ValueError, match="num=0"):
         write_mmc4(tmp_path, World(), num=0)
-    with pytest.raises(ValueError, match="Unknown format.*mmc4, captions, vqa, pope, robustvqa"):
+    with pytest.raises(ValueError, match="Unknown format.*mmc4, captions, vqa, pope, robustvqa, okvqa"):
         write_formats(tmp_path, World(), num=1, formats=["laion"])

@@ -15,6 +15,7 @@ from recipes.data.interleaved import InterleavedReader, find_image_folder
 from recipes.data.questions import QuestionReader
 from recipes.data.reading import Reader
 
+_SPLIT = re.compile(r"(?<![a-z])(train|val|test|dev)")  # validation, testdev, train2014, ...
 HEAD = 65536  # bytes of a file that are looked at
 
 
@@ -129,7 +130,12 @@ def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
     if len(families) > 1:
         found = "; ".join(f"{family} in {found[0].parent}" for family, found in families.items())
         raise ValueError(f"{data!r} holds several formats ({found}). Give each as a source of its own.")
-    return next(iter(families.items()))
+    ((family, files),) = families.items()
+    splits = {match[1]: file for file in reversed(files) if (match := _SPLIT.search(file.name.lower()))}
+    if len(splits) > 1:
+        names = ", ".join(file.name for file in splits.values())
+        raise ValueError(f"{data!r} holds files of several splits ({names}). Name the file, or give a glob.")
+    return family, files
 
 
 def _head(file: Path, marker: bytes) -> bytes:

@@ -3,15 +3,16 @@
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recipes.synthetic.drawing import run_lengths
-from recipes.synthetic.formats import jpeg, numbered_scenes, write_coco_images, write_lines
+from recipes.synthetic.formats import numbered_scenes, write_coco_images, write_lines
 from recipes.synthetic.scenes import Scene, SceneObject, World
+from recipes.synthetic.texts import write_pictures
 from recipes.synthetic.words import KINDS, pick
 
 
@@ -93,7 +94,7 @@ def write_refcoco(folder: str | Path, world: World, num: int, start: int = 0, sp
 def write_vg(folder: str | Path, world: World, num: int, start: int = 0) -> None:
     """Visual Genome: `region_descriptions.json` and pictures `VG_100K/<id>.jpg` and (every second) `VG_100K_2/<id>.jpg`."""
     folder, rows, region_id = Path(folder), [], 0
-    for image_id, scene in _pictures(folder, world, num, start, "vg", _vg_name):
+    for image_id, scene in write_pictures(folder, world, num, start, "vg", _vg_name):
         rows.append({"id": image_id, "regions": []})
         for thing in scene.objects:
             region_id += 1
@@ -111,7 +112,7 @@ def write_coco_instances(folder: str | Path, world: World, num: int, start: int 
     _write_masks(
         Path(folder),
         "annotations/instances_train2017.json",
-        list(_pictures(Path(folder), world, num, start, "coco", lambda i: f"train2017/{i:012d}.jpg")),
+        list(write_pictures(Path(folder), world, num, start, "coco", lambda i: f"train2017/{i:012d}.jpg")),
         lambda thing: [(thing.kind, thing.mask)],
     )
 
@@ -128,7 +129,7 @@ def write_parts(folder: str | Path, world: World, num: int, start: int = 0, join
     place, name = (
         ("train", "partImagenet_train_format.json") if joint == " " else ("JPEGImages", "pascalpart_train.json")
     )
-    pictures = _pictures(Path(folder), world, num, start, "parts", lambda i: f"{place}/{i:06d}.jpg")
+    pictures = write_pictures(Path(folder), world, num, start, "parts", lambda i: f"{place}/{i:06d}.jpg")
     _write_masks(Path(folder), name, list(pictures), parts)
 
 
@@ -138,7 +139,7 @@ def write_captioned_masks(folder: str | Path, world: World, num: int, start: int
     folder = Path(folder)
     name_of: Callable[[int], str] = _vg_name if kind == "vg" else lambda i: f"train2014/COCO_train2014_{i:012d}.jpg"
     images, annotations = [], []
-    for image_id, scene in _pictures(folder, world, num, start, kind, name_of):
+    for image_id, scene in write_pictures(folder, world, num, start, kind, name_of):
         file_name = Path(name_of(image_id)).name
         size = {"height": world.size, "width": world.size}
         for thing in scene.objects:
@@ -164,7 +165,7 @@ def write_captioned_masks(folder: str | Path, world: World, num: int, start: int
 def write_vcr(folder: str | Path, world: World, num: int, start: int = 0) -> None:
     """`train.jsonl`, `vcr1images/<name>.jpg` and `vcr1images/<name>.json` (boxes, segms, names, width, height)."""
     folder, rows = Path(folder), []
-    for image_id, scene in _pictures(folder, world, num, start, "vcr", lambda i: f"vcr1images/scene_{i:05d}.jpg"):
+    for image_id, scene in write_pictures(folder, world, num, start, "vcr", lambda i: f"vcr1images/scene_{i:05d}.jpg"):
         name = f"scene_{image_id:05d}"
         corners = [[x, y, x + w, y + h, 1.0] for x, y, w, h in (bounding_box(thing.mask) for thing in scene.objects)]
         outlines = [[np.reshape(p, (-1, 2)).tolist() for p in polygons(mask)] for mask in scene.masks]
@@ -191,7 +192,7 @@ def write_osprey(folder: str | Path, world: World, num: int, start: int = 0) -> 
         name: []
         for name in ("conversation", "short_form", "part_level", "lvis_positive_negative", "detail_description")
     }
-    for image_id, scene in _pictures(folder, world, num, start, "osprey", lambda i: f"train2017/{i:012d}.jpg"):
+    for image_id, scene in write_pictures(folder, world, num, start, "osprey", lambda i: f"train2017/{i:012d}.jpg"):
         about = {"file_name": f"{image_id:012d}.jpg", "height": world.size, "width": world.size}
         about["annotation"] = [{"segmentation": segmentation(mask, i)} for i, mask in enumerate(scene.masks)]
         rng = world._rng(scene.index, "osprey")
@@ -222,20 +223,6 @@ def write_osprey(folder: str | Path, world: World, num: int, start: int = 0) -> 
 
 def _vg_name(image_id: int) -> str:
     return f"{'VG_100K_2' if image_id % 2 == 0 else 'VG_100K'}/{image_id}.jpg"
-
-
-def _pictures(
-    folder: Path, world: World, num: int, start: int, what: str, name_of: Callable[[int], str]
-) -> Iterator[tuple[int, Scene]]:
-    """Writes pictures below `folder` and their truth; yields (number from 1, scene)."""
-    truth = []
-    for number, scene in enumerate(numbered_scenes(world, num, start, what), start=1):
-        file = folder / name_of(number)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(jpeg(scene.image))
-        truth.append(scene.truth(file=name_of(number), image_id=number))
-        yield number, scene
-    write_lines(folder / "truth.jsonl", truth)
 
 
 def _categories(names: Any) -> list[dict[str, Any]]:
