@@ -216,6 +216,27 @@ class DeemImageDecoder(DeemPreTrainedModel):
         return (latents - self.latent_shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
+    def encode_posterior(self, target_pixel_values: torch.Tensor) -> torch.Tensor:
+        """What `encode` samples from, to be kept and sampled later by `sample_latents`.
+
+        Pictures (N, 3, H, H) in [-1, 1] -> mean and standard deviation of the latents, shifted and scaled, one behind
+        the other: (N, 8, s, s). Where the VAE has no posterior, the latents: (N, 4, s, s).
+        """
+        encoded = self.vae.encode(target_pixel_values.to(self.vae.dtype))
+        scale = self.vae.config.scaling_factor
+        if "latent" in encoded:
+            return (encoded.latent - self.latent_shift) * scale
+        posterior = encoded.latent_dist
+        return torch.cat([(posterior.mean - self.latent_shift) * scale, posterior.std * scale], dim=1)
+
+    def sample_latents(self, posterior: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Latents (N, 4, s, s) from `encode_posterior`, with the noise that `encode` would draw; latents pass."""
+        if posterior.shape[1] == self.denoiser.config.in_channels:
+            return posterior
+        mean, deviation = posterior.float().chunk(2, dim=1)
+        return mean + deviation * randn_tensor(mean.shape, generator, mean.device, mean.dtype)
+
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (N, 4, s, s) -> pictures (N, 3, H, H) in [0, 1]."""
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self.latent_shift

@@ -303,7 +303,8 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             labels: (B, T), unshifted, -100 where nothing is to be learned; without it no text loss.
             target_pixel_values: (N, 3, H, H) in [-1, 1], the pictures to redraw and to draw; without it no diffusion
                 loss.
-            target_latents: (N, 4, s, s), the same pictures already encoded.
+            target_latents: the same pictures already encoded, (N, 4, s, s), or what they are sampled from, (N, 8, s, s)
+                of `DeemImageDecoder.encode_posterior`.
             document_starts: int64 (N,), column where each image's document starts; found from bos tokens otherwise.
             image_loss_mask: bool (N,), images whose drawing is supervised.
             text_loss_weight, image_loss_weight, consistency_loss_weight: override the config's; a loss of weight 0 is
@@ -401,7 +402,8 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
                 f"{len(targets)} target pictures for {count} images: there must be one target per image, in the "
                 "same order. Let the collator make both."
             )
-        return target_latents if target_latents is not None else self.image_decoder.encode(targets, generator)
+        make = self.image_decoder.encode if target_latents is None else self.image_decoder.sample_latents
+        return make(targets, generator)
 
 
 __all__ = ["DeemForConditionalGeneration", "DeemImageOutput", "DeemModel", "DeemModelOutput", "DeemOutput"]

@@ -190,12 +190,7 @@ class DeemDataCollator:
 
         images = [image for row in encoded for image in row["images"]]
         if images:
-            batch |= self.processor.image_processor(
-                images,
-                region_masks=[mask for row in encoded for mask in row["region_masks"]],
-                return_targets=self.return_targets,
-                return_tensors="pt",
-            )
+            batch |= self._pictures(images, [mask for row in encoded for mask in row["region_masks"]])
             starts = find_document_starts(input_ids, **special)
             given = [row["document_starts"] for row in encoded]
             if any(one is not None for one in given):
@@ -214,6 +209,12 @@ class DeemDataCollator:
         elif mode == "text_to_image":
             batch["text_loss_weight"] = 0.0
         return batch
+
+    def _pictures(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
+        """What the batch holds of its pictures."""
+        return self.processor.image_processor(
+            images, region_masks=region_masks, return_targets=self.return_targets, return_tensors="pt"
+        )
 
     def _common_mode(self, samples: list[dict[str, Any]]) -> str:
         modes = {sample.get("mode") or "interleaved": sample["id"] for sample in samples}

@@ -105,16 +105,23 @@ def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, 
     os.replace(unfinished, folder)
 
 
+def load(
+    model_args: ModelArguments, data_args: DataArguments, seed: int
+) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
+    """Model and processor to start from; fills in the default data."""
+    data_args.data = data_args.data or default_data("mmc4", "captions")
+    for data in data_args.data:
+        find_files(data)  # a wrong path shows now, not after minutes of making parts
+    set_seed(seed)
+    return load_or_compose(model_args)
+
+
 def main() -> None:
     model_args, run_args, data_args, training_args = parse_recipe(ARGUMENTS, CONFIG)
     if run_args.dry_run:
         print_plan(planned_model(model_args, run_args), run_args, data_args, training_args)
         return
-    data_args.data = data_args.data or default_data("mmc4", "captions")
-    for data in data_args.data:
-        find_files(data)  # a wrong path shows now, not after minutes of making parts
-    set_seed(training_args.seed)
-    model, processor = load_or_compose(model_args)
+    model, processor = load(model_args, data_args, training_args.seed)
     initial = Path(training_args.output_dir, "initial")
     save_initial(model, processor, initial)
     if training_args.lora is not None:  # adapters are saved with the name of what they adapt

@@ -11,6 +11,7 @@ from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.inspect_model import SIZES
+from recipes.latents import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.plan import make_plan
 from recipes.trainer import DeemTrainer, DeemTrainingArguments
 
@@ -25,6 +26,10 @@ class RunArguments:
     sizes: str | None = field(
         default=None,
         metadata={"help": "Sizes that --dry_run plans with where there is no checkpoint yet.", "choices": [*SIZES]},
+    )
+    latents: str | None = field(
+        default=None,
+        metadata={"help": "Folder of recipes/precompute_latents.py to read latents from; no VAE is held then."},
     )
 
 
@@ -88,13 +93,21 @@ def train(
     dataset, report = build_dataset(
         data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms
     )
+    cache = None
+    if run_args.latents is not None and needs_targets(model):
+        cache = LatentCache(run_args.latents, vae_id(model.image_decoder.vae), transform_id(processor))
     trainer = DeemTrainer(
         model=model,
         args=training_args,
         train_dataset=dataset,
-        data_collator=DeemDataCollator(processor, return_targets=needs_targets(model)),
+        data_collator=(
+            DeemDataCollator(processor, return_targets=needs_targets(model))
+            if cache is None
+            else LatentCollator(processor, cache)
+        ),
         processing_class=processor,
         data_report=report,
+        without_vae=cache is not None,
     )
     trainer.train(training_args.resume_from_checkpoint)
     trainer.save_model()

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import set_seed
 
+from modeling_deem import DeemForConditionalGeneration
+from processing import DeemProcessor
 from recipes.data.captions import FORMS
 from recipes.data.sources import DataArguments
 from recipes.defaults import default_data, parse_recipe
@@ -52,19 +54,31 @@ class ModelArguments:
 ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)
 
 
+def load(
+    model_args: ModelArguments, data_args: DataArguments, seed: int
+) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
+    """Model and processor to start from; fills in the default data.
+
+    Raises:
+        ValueError: there is no checkpoint yet.
+    """
+    if not Path(model_args.model).is_dir() and Path(model_args.model).parts[0] == "runs":
+        raise ValueError(
+            f"No checkpoint at {model_args.model}: run recipes/pretrain.py first, or name one by --model."
+        )
+    set_seed(seed)
+    model, processor = load_checkpoint(model_args.model, model_args.model_config, model_args.image_size)
+    data_args.data = data_args.data or default_data("vqa", "captions")
+    return model, processor
+
+
 def main() -> None:
     model_args, run_args, data_args, training_args = parse_recipe(ARGUMENTS, CONFIG)
     if run_args.dry_run:
         config = planned_config(model_args.model, run_args.sizes, model_args.model_config)
         print_plan(config, run_args, data_args, training_args)
         return
-    set_seed(training_args.seed)
-    if not Path(model_args.model).is_dir() and Path(model_args.model).parts[0] == "runs":
-        raise ValueError(
-            f"No checkpoint at {model_args.model}: run recipes/pretrain.py first, or name one by --model."
-        )
-    model, processor = load_checkpoint(model_args.model, model_args.model_config, model_args.image_size)
-    data_args.data = data_args.data or default_data("vqa", "captions")
+    model, processor = load(model_args, data_args, training_args.seed)
     train(model, processor, run_args, data_args, training_args, tuple(model_args.caption_forms))
 
 

@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 from recipes.adapters import adapted_parts, add_adapters, is_adapted, merge_adapters
 from recipes.data.reading import DataReport
 from recipes.groups import format_parts, freeze_parts, parameter_groups, parts_table
+from recipes.latents import remove_vae
 from recipes.resuming import StreamTrainer
 from recipes.scaling import LOSSES, loss_counts, same_way
 
@@ -142,6 +143,7 @@ class DeemTrainer(StreamTrainer):
         args: `DeemTrainingArguments`; `freeze`, `lora` and `groups` are applied here.
         data_report: filled by the data stream; printed and written to `data_report.json` when training ends, however
             it ends.
+        without_vae: hold no VAE, because batches bring `target_latents`; checkpoints have it all the same.
 
     `train()` goes on from the last complete checkpoint in `output_dir` if there is one; pass
     `resume_from_checkpoint=False` to start anew. The output directory also receives `parts.json`: trainable and frozen
@@ -152,9 +154,16 @@ class DeemTrainer(StreamTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, model: PreTrainedModel, args: DeemTrainingArguments, data_report: DataReport | None = None, **kwargs: Any
+        self,
+        model: PreTrainedModel,
+        args: DeemTrainingArguments,
+        data_report: DataReport | None = None,
+        without_vae: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model=prepare_parts(model, args), args=args, **kwargs)
+        prepared = prepare_parts(model, args)
+        self._absent_weights = remove_vae(model) if without_vae else {}
+        super().__init__(model=prepared, args=args, **kwargs)
         # Trainer writes `use_cache = False` into the config. Saved with a checkpoint it would make generation slow.
         vars(model.config).pop("use_cache", None)
         self.data_report = data_report
@@ -288,6 +297,16 @@ class DeemTrainer(StreamTrainer):
         if is_adapted(self.model) and not _internal_call:
             self.model = merge_adapters(self.model)
         super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if self._absent_weights and not is_adapted(self.model):
+            state_dict = self.model.state_dict() if state_dict is None else state_dict
+            state_dict = {**state_dict, **self._absent_weights}
+        super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        unexpected = [name for name in load_result.unexpected_keys if name not in self._absent_weights]
+        super()._issue_warnings_after_load(load_result._replace(unexpected_keys=unexpected))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # The marker is written last. Old checkpoints go only afterwards, so that at every moment one is complete.
