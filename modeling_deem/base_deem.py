@@ -1,11 +1,13 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Base class of all DEEM models: how every tensor starts, and what transformers may do with the models."""
 
+import copy
 import hashlib
 import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -13,7 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .attention_deem import DeemFeatureSynchronizer, DeemImageAttention
 from .configuration_deem import DeemConfig
@@ -40,6 +44,24 @@ def mark_upstream(module: nn.Module) -> None:
         part._fixed_buffers = {name: fixed[f"{prefix}.{name}".removeprefix(".")] for name in names}
 
 
+# Quantisers convert every linear layer unless told otherwise: these see pictures, draw them, and choose the next token.
+# Each in the two names it has, in DeemModel and in DeemForConditionalGeneration.
+_UNQUANTIZED = ["vision_tower", "perceiver", "projector", "image_attention", "lm_head", "image_decoder"]
+UNQUANTIZED = _UNQUANTIZED + [f"model.{part}" for part in _UNQUANTIZED[:4]]
+
+
+def quantize_language_model_only(config: QuantizationConfigMixin | dict[str, Any]) -> QuantizationConfigMixin:
+    """A copy of a quantisation config that skips all but the language model, unless it has a list of its own.
+
+    The list is called `llm_int8_skip_modules` by bitsandbytes, `modules_to_not_convert` by torchao and most others.
+    """
+    config = AutoQuantizationConfig.from_dict(config) if isinstance(config, dict) else copy.deepcopy(config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules"):
+        if hasattr(config, name) and getattr(config, name) in (None, ["lm_head"]):
+            setattr(config, name, list(UNQUANTIZED))
+    return config
+
+
 class DeemPreTrainedModel(PreTrainedModel):
     """Base of `DeemModel`, `DeemForConditionalGeneration` and `DeemImageDecoder`."""
 
@@ -56,8 +78,15 @@ class DeemPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DeemImageAttention", "DeemFusionBlock", "DeemPerceiverLayer"]
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, whose loader makes every tensor trainable; what DEEM never trains is frozen again."""
+    def from_pretrained(cls, *args, quantization_config: QuantizationConfigMixin | dict | None = None, **kwargs):
+        """As in transformers, whose loader makes every tensor trainable; what DEEM never trains is frozen again.
+
+        Args:
+            quantization_config: of any method; what it does not say to skip is, except for the language model, see
+                `quantize_language_model_only`.
+        """
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantize_language_model_only(quantization_config)
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_fixed_parts()
         return loaded
