@@ -123,7 +123,8 @@ def main() -> None:
         return
     model, processor = load(model_args, data_args, training_args.seed)
     initial = Path(training_args.output_dir, "initial")
-    save_initial(model, processor, initial)
+    with training_args.main_process_first(local=False, desc="saving the initial model"):  # the others find it there
+        save_initial(model, processor, initial)
     if training_args.lora is not None:  # adapters are saved with the name of what they adapt
         model, processor = load_checkpoint(str(initial))
     train(model, processor, run_args, data_args, training_args)
