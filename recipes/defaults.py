@@ -12,13 +12,17 @@ from typing import Any
 
 from trl import TrlParser
 
-from recipes.world import World, write_formats
+from recipes.world import HELD_OUT, World, write_formats
 
 WORLD = Path("runs/world")
 PARTS = Path("runs/parts")
 NUM_PICTURES = 2500  # per format
 SIZE = 64
-FOLDERS = {"mmc4": "mmc4_annts", "captions": "captions", "vqa": "vqa"}  # where write_formats puts a format
+# Where write_formats puts a format.
+FOLDERS = {"mmc4": "mmc4_annts"} | {
+    name: name for name in ("captions", "vqa", "karpathy", "refcoco", "vg", "coco", "osprey", "refcoco_masks")
+}
+NUM_HELD_OUT = 200  # pictures, per format
 
 
 def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -53,27 +57,34 @@ def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] 
     return tuple(parsed)
 
 
-def default_data(*formats: str) -> list[str]:
-    """Folders of world data in the named formats ("mmc4", "captions", "vqa") below runs/world, made where missing."""
+def default_data(*formats: str, held_out: bool = False) -> list[str]:
+    """Folders of world data in the named formats below runs/world, made where missing.
+
+    Args:
+        formats: of `FOLDERS`.
+        held_out: pictures that are never trained on, in a folder of their own.
+    """
+    world = WORLD / "held_out" if held_out else WORLD
+    number = NUM_HELD_OUT if held_out else NUM_PICTURES
     for name in formats:
-        # scenes of its own for each format, all below HELD_OUT
-        start = NUM_PICTURES * list(FOLDERS).index(name)
-        folder = WORLD / FOLDERS[name]
+        # scenes of its own for each format, all below HELD_OUT unless asked for
+        start = number * list(FOLDERS).index(name) + held_out * HELD_OUT
+        folder = world / FOLDERS[name]
         if folder.exists():
             continue
         unfinished = WORLD.with_name(f"{WORLD.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        print(f"Making {NUM_PICTURES} pictures of the synthetic world as {folder}")
-        write_formats(unfinished, World(size=SIZE), NUM_PICTURES, start, "mixed", [name])
-        WORLD.mkdir(parents=True, exist_ok=True)
+        print(f"Making {number} pictures of the synthetic world as {folder}")
+        write_formats(unfinished, World(size=SIZE), number, start, "mixed", [name])
+        world.mkdir(parents=True, exist_ok=True)
         # The folder that is looked for comes last: if it is there, all of the format is.
         for made in sorted(unfinished.iterdir(), key=lambda path: path.name == folder.name):
-            target = WORLD / made.name
+            target = world / made.name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(made, target)
         unfinished.rmdir()
-    return [str(WORLD / FOLDERS[name]) for name in formats]
+    return [str(world / FOLDERS[name]) for name in formats]
 
 
 def default_parts() -> tuple[str, str, str]:

@@ -101,7 +101,11 @@ def format_groups(groups: list[dict[str, Any]]) -> str:
 
 
 def make_plan(
-    config: DeemConfig, args: DeemTrainingArguments, pack_length: int, ranks: tuple[int, ...] = (1, 8, 32)
+    config: DeemConfig,
+    args: DeemTrainingArguments,
+    pack_length: int,
+    ranks: tuple[int, ...] = (1, 8, 32),
+    without_vae: bool = False,
 ) -> str:
     """The plan of a run as text.
 
@@ -109,9 +113,12 @@ def make_plan(
         config: of the model, which is built on the meta device.
         pack_length: tokens per sequence, 0 if sequences are not packed.
         ranks: numbers of processes that memory is computed for.
+        without_vae: latents come from a cache.
     """
     model = build(config)
     model = prepare_parts(model, args)
+    if without_vae and model.image_decoder is not None:
+        model.image_decoder.vae = nn.Identity()
     groups = parameter_groups(model, args.groups, args.learning_rate, args.weight_decay)
     processes = max(args.world_size, 1)
     sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes

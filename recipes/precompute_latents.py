@@ -10,7 +10,7 @@ started again encodes only what is missing. At the end all files are read back, 
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -143,10 +143,11 @@ def main() -> None:
     model_args, run_args, data_args, training_args, arguments = parsed
     if run_args.latents is None:
         raise ValueError("--latents missing: the folder for the latents, which training is then given too.")
-    model, processor = recipe.load(model_args, data_args, training_args.seed)
+    model, processor = recipe.load(model_args, run_args, data_args, training_args.seed)
     decoder = model.image_decoder.to(training_args.device).eval()
     state = PartialState()
-    dataset, report = build_dataset(data_args, processor, batch_size=1, seed=training_args.seed)
+    sources = replace(data_args, data=[*data_args.data, *run_args.eval_data], data_probs=None)
+    dataset, report = build_dataset(sources, processor, batch_size=1, seed=training_args.seed)
     part = (state.process_index, state.num_processes)
     folder = Path(run_args.latents)
     sampled = fill(folder, decoder, processor, pictures(dataset, report, part), arguments, part)

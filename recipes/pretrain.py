@@ -106,10 +106,12 @@ def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, 
 
 
 def load(
-    model_args: ModelArguments, data_args: DataArguments, seed: int
+    model_args: ModelArguments, run_args: RunArguments, data_args: DataArguments, seed: int
 ) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
     """Model and processor to start from; fills in the default data."""
     data_args.data = data_args.data or default_data("mmc4", "captions")
+    if run_args.eval_data == ["world"]:
+        run_args.eval_data = default_data("mmc4", "captions", held_out=True)
     for data in data_args.data:
         find_files(data)  # a wrong path shows now, not after minutes of making parts
     set_seed(seed)
@@ -121,7 +123,7 @@ def main() -> None:
     if run_args.dry_run:
         print_plan(planned_model(model_args, run_args), run_args, data_args, training_args)
         return
-    model, processor = load(model_args, data_args, training_args.seed)
+    model, processor = load(model_args, run_args, data_args, training_args.seed)
     initial = Path(training_args.output_dir, "initial")
     with training_args.main_process_first(local=False, desc="saving the initial model"):  # the others find it there
         save_initial(model, processor, initial)

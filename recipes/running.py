@@ -1,14 +1,15 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """What the training recipes share: their common options, and the way from a model and data to a trained checkpoint."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, EarlyStoppingCallback
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
+from recipes.answering import is_question
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.inspect_model import SIZES
 from recipes.latents import LatentCache, LatentCollator, transform_id, vae_id
@@ -30,6 +31,15 @@ class RunArguments:
     latents: str | None = field(
         default=None,
         metadata={"help": "Folder of recipes/precompute_latents.py to read latents from; no VAE is held then."},
+    )
+    eval_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Held-out sources, as --data; `world` for unseen pictures of the world. See eval_strategy."},
+    )
+    eval_samples: int = field(default=64, metadata={"help": "Held-out samples that the losses are computed on."})
+    eval_answers: int = field(default=0, metadata={"help": "Questions among them that the model is asked."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better metric_for_best_model after which to stop."}
     )
 
 
@@ -68,13 +78,31 @@ def print_plan(
     config: DeemConfig, run_args: RunArguments, data_args: DataArguments, training_args: DeemTrainingArguments
 ) -> None:
     """What `--dry_run` prints."""
-    print(make_plan(config, training_args, data_args.pack_length))
+    print(make_plan(config, training_args, data_args.pack_length, without_vae=run_args.latents is not None))
 
 
 def needs_targets(model: DeemForConditionalGeneration) -> bool:
     """Whether a loss asks for pictures to redraw or to draw."""
     weights = model.loss_weights()
     return model.image_decoder is not None and bool(weights["image_loss"] or weights["consistency_loss"])
+
+
+def held_out_samples(
+    run_args: RunArguments,
+    data_args: DataArguments,
+    processor: DeemProcessor,
+    training_args: DeemTrainingArguments,
+    caption_forms: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    """The samples that evaluations use, the same in each; whole micro-batches, each of one source."""
+    if not run_args.eval_data:
+        return []
+    batch_size = training_args.per_device_train_batch_size
+    training_args.per_device_eval_batch_size = batch_size
+    arguments = replace(data_args, data=run_args.eval_data, data_probs=None, random_flip=False)
+    stream, _ = build_dataset(arguments, processor, batch_size, training_args.seed, caption_forms)
+    number = -(-run_args.eval_samples // batch_size) * batch_size
+    return [sample for _, sample in zip(range(number), stream, strict=False)]
 
 
 def train(
@@ -93,6 +121,7 @@ def train(
     dataset, report = build_dataset(
         data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms
     )
+    held_out = held_out_samples(run_args, data_args, processor, training_args, caption_forms)
     cache = None
     if run_args.latents is not None and needs_targets(model):
         cache = LatentCache(run_args.latents, vae_id(model.image_decoder.vae), transform_id(processor))
@@ -100,6 +129,7 @@ def train(
         model=model,
         args=training_args,
         train_dataset=dataset,
+        eval_dataset=held_out or None,
         data_collator=(
             DeemDataCollator(processor, return_targets=needs_targets(model))
             if cache is None
@@ -108,7 +138,10 @@ def train(
         processing_class=processor,
         data_report=report,
         without_vae=cache is not None,
+        questions=[sample for sample in held_out if is_question(sample)][: run_args.eval_answers],
     )
+    if run_args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
     trainer.train(training_args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()

@@ -23,7 +23,7 @@ from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
 from recipes.data.captions import FORMS
 from recipes.data.sources import DataArguments
-from recipes.defaults import default_data, parse_recipe
+from recipes.defaults import FOLDERS, default_data, parse_recipe
 from recipes.running import RunArguments, load_checkpoint, planned_config, print_plan, train
 from recipes.trainer import DeemTrainingArguments
 
@@ -41,6 +41,13 @@ class ModelArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the encoder's pictures in pixels; the checkpoint's by default."}
     )
+    world: list[str] = field(
+        default_factory=lambda: ["vqa", "captions"],
+        metadata={
+            "help": "Formats of the synthetic world to train on where no --data is given.",
+            "choices": [*FOLDERS],
+        },
+    )
     caption_forms: list[str] = field(
         default_factory=lambda: list(FORMS),
         metadata={"help": f"How caption sources are used: {', '.join(FORMS)}.", "choices": [*FORMS]},
@@ -55,7 +62,7 @@ ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)
 
 
 def load(
-    model_args: ModelArguments, data_args: DataArguments, seed: int
+    model_args: ModelArguments, run_args: RunArguments, data_args: DataArguments, seed: int
 ) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
     """Model and processor to start from; fills in the default data.
 
@@ -64,11 +71,14 @@ def load(
     """
     if not Path(model_args.model).is_dir() and Path(model_args.model).parts[0] == "runs":
         raise ValueError(
-            f"No checkpoint at {model_args.model}: run recipes/pretrain.py first, or name one by --model."
+            f"No checkpoint at {model_args.model}: run the recipe that writes it first (recipes/pretrain.py writes "
+            "runs/pretrain, recipes/sft.py runs/sft), or name one by --model."
         )
     set_seed(seed)
     model, processor = load_checkpoint(model_args.model, model_args.model_config, model_args.image_size)
-    data_args.data = data_args.data or default_data("vqa", "captions")
+    data_args.data = data_args.data or default_data(*model_args.world)
+    if run_args.eval_data == ["world"]:
+        run_args.eval_data = default_data(*model_args.world, held_out=True)
     return model, processor
 
 
@@ -78,7 +88,7 @@ def main() -> None:
         config = planned_config(model_args.model, run_args.sizes, model_args.model_config)
         print_plan(config, run_args, data_args, training_args)
         return
-    model, processor = load(model_args, data_args, training_args.seed)
+    model, processor = load(model_args, run_args, data_args, training_args.seed)
     train(model, processor, run_args, data_args, training_args, tuple(model_args.caption_forms))
 
 

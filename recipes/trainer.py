@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
 
 from recipes.adapters import adapted_parts, add_adapters, is_adapted, merge_adapters
+from recipes.answering import share_answered
 from recipes.data.reading import DataReport
 from recipes.groups import format_parts, freeze_parts, parameter_groups, parts_table
 from recipes.latents import remove_vae
@@ -51,6 +53,10 @@ class DeemTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=True, metadata={"help": "Let DDP look for parameters without gradient in every step."}
     )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Keys of a batch that are learned from."}
+    )
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluations keep losses, not logits."})
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where logs go."})
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "Names of parts that do not train, e.g. model.language_model."}
@@ -143,6 +149,7 @@ class DeemTrainer(StreamTrainer):
         args: `DeemTrainingArguments`; `freeze`, `lora` and `groups` are applied here.
         data_report: filled by the data stream; printed and written to `data_report.json` when training ends, however
             it ends.
+        questions: samples that every evaluation asks, see `share_answered`; the result is `eval_answers`.
         without_vae: hold no VAE, because batches bring `target_latents`; checkpoints have it all the same.
 
     `train()` goes on from the last complete checkpoint in `output_dir` if there is one; pass
@@ -159,6 +166,7 @@ class DeemTrainer(StreamTrainer):
         args: DeemTrainingArguments,
         data_report: DataReport | None = None,
         without_vae: bool = False,
+        questions: Sequence[dict[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         prepared = prepare_parts(model, args)
@@ -167,6 +175,7 @@ class DeemTrainer(StreamTrainer):
         # Trainer writes `use_cache = False` into the config. Saved with a checkpoint it would make generation slow.
         vars(model.config).pop("use_cache", None)
         self.data_report = data_report
+        self.questions = questions
         self.meter = _StepMeter()
         self.add_callback(self.meter)
         self._sums: dict[str, torch.Tensor] = {}  # [weighted sum, weight] per loss since the last log
@@ -235,6 +244,17 @@ class DeemTrainer(StreamTrainer):
         if self.meter.seconds and not prefix:
             logs.update(self.meter.read())
         super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As the base class, with the same noise in every evaluation and none taken from training; asks the questions."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.questions:
+            share = share_answered(self.accelerator.unwrap_model(self.model), self.processing_class, self.questions)
+            output.metrics[f"{metric_key_prefix}_answers"] = share
+        return output
 
     # -- steps and parameter groups --
 

@@ -64,6 +64,8 @@ def test_every_config_has_a_plan(config, tmp_path, monkeypatch, capsys):
     assert ("6,607,368,192" in plan) == official  # the language model's parameters
     assert "steps       0" in plan and all(f"{way} " in plan for way in WAYS)
     assert not (tmp_path / "run").exists()
+    if config.name.endswith("_single_gpu.yaml"):  # 24 GB, of which activations need some
+        assert float(plan.split("DDP")[1].split()[3]) < 22
 
 
 def test_a_plan_without_sizes_says_what_to_give():
