@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,11 @@ class DeemPreTrainedModel(PreTrainedModel):
             )
             gradient_checkpointing_func = partial(checkpoint, **{**options, "use_reentrant": False})
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+    def smart_apply(self, fn: Callable, is_custom_code: bool) -> nn.Module:
+        # transformers' walk of initialize_weights. For code from outside it passes over modules without tensors of their
+        # own, for fear of writes that overlook what is loaded already. Ours heed it, and CLIP starts its weights there.
+        return super().smart_apply(fn, is_custom_code=False)
 
     def freeze_fixed_parts(self) -> None:
         """No gradients for the VAE and for the null values of the UNet side (spec section 9)."""

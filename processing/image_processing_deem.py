@@ -9,7 +9,7 @@ from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import SizeDict
 from transformers.utils import TensorType
 
-from .image_processing_pil_deem import DeemImageProcessorMixin
+from .image_processing_pil_deem import DeemImageProcessorKwargs, DeemImageProcessorMixin
 
 
 class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
@@ -18,6 +18,7 @@ class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
         "Both sizes of DEEM's pictures on tensors. Needs torchvision; its bicubic filter differs from PIL's in the last "
         "grey level.",
     )
+    valid_kwargs = DeemImageProcessorKwargs
 
     def halve(self, image: torch.Tensor, size: SizeDict) -> torch.Tensor:
         """Shrink by two with a box filter. (..., 3, H, W) -> (..., 3, H // 2, W // 2)."""

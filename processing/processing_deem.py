@@ -198,12 +198,10 @@ class DeemProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        videos: None = None,
-        audio: None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ):
-        """See the class. `videos` and `audio` are there for the base class's signature and must be None."""
-        if videos is not None or audio is not None:
+        """See the class."""
+        if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
             raise ValueError("DEEM takes text and images; got `videos` or `audio`. Pass frames as images.")
         bos = self.tokenizer.bos_token
         rows = [text] if isinstance(text, str) else list(text or [])
@@ -246,8 +244,9 @@ class DeemProcessor(ProcessorMixin):
                 total = (sum(given), sum(wanted)) if isinstance(given, list) else (given, wanted)
                 raise ValueError(
                     f"Image features and image tokens do not match: got {total[0]} images and {total[1]} "
-                    f"{self.image_token} placeholders in the text{where}. Write {self.image_token} once for every "
-                    "image, at its place, or pass messages to `apply_chat_template`, which writes it."
+                    f"{self.image_token} placeholders in the text{where}. The number of {self.image_token} tokens in "
+                    f"the prompts should be the same as the number of images. Write {self.image_token} at the place of "
+                    "every image, or pass messages to `apply_chat_template`, which writes it."
                 )
         images = _flat(images) if isinstance(images, (list, tuple)) else images
         super().validate_inputs(images=images, text=text, **kwargs)
