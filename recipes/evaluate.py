@@ -60,7 +60,10 @@ class EvaluateArguments:
     num_samples: int = field(default=8, metadata={"help": "Pictures on the sample sheet."})
     num_inference_steps: int = field(default=25, metadata={"help": "Denoising steps of a picture."})
     guidance_scale: float = field(default=3.5, metadata={"help": "Classifier-free guidance of drawn pictures."})
-    scheduler: str = field(default="DDIMScheduler", metadata={"help": "Class name of a diffusers scheduler."})
+    scheduler: str | None = field(
+        default=None,
+        metadata={"help": "Class name of a diffusers scheduler; DDIM, or the model's own for flow matching."},
+    )
     draw_template: str = field(
         default="plain", metadata={"help": "Form of the prompt that pictures are drawn from.", "choices": [*PROMPTS]}
     )

@@ -75,7 +75,10 @@ class GenerateArguments:
     num_beams: int = field(default=1, metadata={"help": "Beams of the text search; 1 is greedy."})
     num_inference_steps: int = field(default=50, metadata={"help": "Denoising steps of a picture."})
     guidance_scale: float = field(default=3.5, metadata={"help": "Classifier-free guidance of drawn pictures."})
-    scheduler: str = field(default="DDIMScheduler", metadata={"help": "Class name of a diffusers scheduler."})
+    scheduler: str | None = field(
+        default=None,
+        metadata={"help": "Class name of a diffusers scheduler; DDIM, or the model's own for flow matching."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the noise that pictures start from."})
 
 
@@ -107,14 +110,18 @@ def load_checkpoint(checkpoint: str | Path) -> tuple[PreTrainedModel, ProcessorM
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
 
 
-def make_scheduler(model: PreTrainedModel, name: str) -> diffusers.SchedulerMixin:
+def make_scheduler(model: PreTrainedModel, name: str | None = None) -> diffusers.SchedulerMixin:
     """The diffusers scheduler of class `name`, set up like the noise schedule that the model was trained with.
+
+    Without a name DDIM, which needs few steps and adds no noise; for flow matching the model's own.
 
     Raises:
         ValueError: diffusers has no such scheduler, or it is of another kind than the model's (flow matching against
             denoising); lists those that fit.
     """
-    return model.image_decoder.make_scheduler(name)
+    own = model.image_decoder.scheduler
+    default = "DDIMScheduler" if isinstance(own, diffusers.DDPMScheduler) else type(own).__name__
+    return model.image_decoder.make_scheduler(name or default)
 
 
 def make_prompt(processor: ProcessorMixin, template: str, text: str = "", num_images: int = 0) -> str:

@@ -222,10 +222,12 @@ def test_gates_at_zero_give_exactly_the_plain_language_model(family: str, tied: 
         assert not torch.allclose(model(ids, pixel_values, **batch).logits, ours.logits, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", TEXTS)
-def test_image_attention_stands_where_the_family_adds_self_attention(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "changes"), [*((name, {}) for name in TEXTS), ("gpt_neox", {"use_parallel_residual": False})]
+)
+def test_image_attention_stands_where_the_family_adds_self_attention(family: str, changes: dict) -> None:
     """The residual is computed from the stream after self-attention, and the stream receives it."""
-    model = tiny_model(text_config=text_config(family), image_decoder_config=None)
+    model = tiny_model(text_config=text_config(family, **changes), image_decoder_config=None)
     layer, block = model.model.language_model.layers[0], model.model.image_attention["0"]
     seen: dict[str, Any] = {}
     handles = [
@@ -238,11 +240,18 @@ def test_image_attention_stands_where_the_family_adds_self_attention(family: str
             lambda module, args, output: seen.update(added=output[0] if isinstance(output, tuple) else output)
         ),
     ]
+    reading = []
+    layer.mlp.register_forward_pre_hook(lambda module, args: reading.append(args[0]))
     with torch.no_grad():
         model(**tiny_batch("bttitit", targets=False))
-    for handle in handles:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        block.gate.zero_()
+        model(**tiny_batch("bttitit", targets=False))
     assert seen["residual"].abs().max() > 1e-3
+    # The MLP of the same layer reads it, except where it runs beside self-attention.
+    beside = getattr(model.config.text_config, "use_parallel_residual", False)
+    assert torch.allclose(*reading, rtol=0, atol=1e-4) == beside
     attention = seen["query"] - seen["entry"]
     torch.testing.assert_close(seen["added"], attention + seen["residual"], rtol=0, atol=1e-5)
 
@@ -606,23 +615,37 @@ def test_what_a_denoiser_cannot_do_is_refused() -> None:
 
 # ---- whole models ----------------------------------------------------------------------------------------------------
 
-# Every part occurs; which ones meet does not matter, since they meet in widths only.
+# Every part occurs, and is tried thoroughly; every two parts meet once, in a forward.
 COMBINATIONS = list(zip(VISIONS, TEXTS, itertools.cycle(DIFFUSIONS)))
 
 
-@pytest.fixture(scope="module", params=COMBINATIONS, ids=" + ".join)
-def combined(request) -> DeemForConditionalGeneration:
-    vision, text, diffusion = request.param
+def combine(vision: str, text: str, diffusion: str) -> DeemForConditionalGeneration:
     model = tiny_model(
         vision_config=vision_config(vision),
         text_config=text_config(text, tie_word_embeddings=len(text) % 2 == 0),
         image_decoder_config=tiny_decoder_config(**DIFFUSIONS[diffusion]),
     )
-    with torch.no_grad():
+    with torch.no_grad():  # transformers of diffusion start with outputs of zero
         for parameter in model.image_decoder.denoiser.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
     return model
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=" + ".join)
+def combined(request) -> DeemForConditionalGeneration:
+    return combine(*request.param)
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_every_two_parts_fit(vision: str) -> None:
+    shift, batch = list(VISIONS).index(vision), tiny_batch("btitti")
+    for number, text in enumerate(TEXTS):
+        diffusion = list(DIFFUSIONS)[(shift + number) % len(DIFFUSIONS)]
+        with torch.no_grad():
+            outputs = combine(vision, text, diffusion)(**batch)
+        losses = torch.stack([outputs.text_loss, outputs.image_loss, outputs.consistency_loss])
+        assert losses.isfinite().all() and (losses > 0).all(), (text, diffusion)
 
 
 def test_every_combination_learns(combined) -> None:
