@@ -95,9 +95,12 @@ def test_saving_loading_and_merging_change_nothing(adapted, tmp_path) -> None:
     again = PeftModel.from_pretrained(
         DeemForConditionalGeneration.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
     )
+    trained = model.state_dict()
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, trained[name]), name
     with torch.no_grad():
-        for one in (loaded, again.eval()):
-            assert losses(one) == expected
+        for one in (loaded, again.eval()):  # kernels differ by where in memory a file is mapped to
+            torch.testing.assert_close(losses(one), expected, rtol=1e-5, atol=1e-6)
     prompt = {name: BATCH[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     ids = model.generate(**prompt, max_new_tokens=5)
     assert torch.equal(loaded.generate(**prompt, max_new_tokens=5), ids)
