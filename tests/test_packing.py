@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipes.data.mixing import Mixture
-from recipes.data.packing import Packing, limit_caption, pack
+from recipes.data.packing import Packing, group_captions, limit_caption, pack
 
 VECTORS = Path(__file__).resolve().parents[1] / "../shared/vectors"
 BOS, EOS, START, IMAGE = 1, 2, 7, 8
@@ -139,6 +139,19 @@ def test_long_captions_keep_their_image():
     assert limit_caption(image_first["input_ids"], rules) == [BOS, START, 8, 8, 8, 20, 21, 22, 23, 24, 25, 26]
     assert limit_caption(text_first["input_ids"], rules) == [BOS, 20, 21, 22, 23, 24, 25, START, 8, 8, 8, EOS]
     assert limit_caption(short["input_ids"], rules) == short["input_ids"]
+
+
+def test_grouped_captions_form_one_document():
+    rules = packing(42, "sample")
+    (sequence,) = pack(documents([["I", 11], [12, "I"], ["I", 13], [14, "I"], ["I", 15], [16, "I"]]), rules)
+    unit = [START, 8, 8, 8]
+    grouped = group_captions(sequence, 2, rules, EOS)
+    first, second, third = [*unit, 11, 12, *unit], [*unit, 13, 14, *unit], [*unit, 15, 16, *unit]
+    assert grouped["input_ids"] == [BOS, *first, EOS, BOS, *second, EOS, BOS, *third, EOS]
+    assert grouped["document_starts"] == [0, 0, 12, 12, 24, 24] and grouped["images"] == sequence["images"]
+    whole = group_captions(sequence, 8, rules, EOS)["input_ids"]
+    assert whole == [BOS, *first, *second, *third, EOS]
+    assert sequence["input_ids"].count(BOS) == 6  # unchanged
 
 
 # ---- mixing ----

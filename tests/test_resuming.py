@@ -66,7 +66,7 @@ def consume(dataset, batches: int, workers: int) -> list[dict]:
     [
         {},
         {"pack_length": 0, "shuffle_buffer": 0, "data_stopping": "sum"},
-        {"data_stopping": "shortest", "data_mixing": "sample", "random_flip": True},
+        {"data_stopping": "shortest", "data_mixing": "sample", "random_flip": True, "caption_group_prob": 0.5},
     ],
 )
 def test_a_saved_position_goes_on_with_the_same_samples(world, tiny_processor, tmp_path, workers, options):
@@ -160,6 +160,23 @@ def test_files_that_changed_are_refused(tmp_path):
     (tmp_path / "00000.tar").rename(tmp_path / "00001.tar")
     with pytest.raises(DataError, match="are not those that the checkpoint"):
         RecordStream(CaptionReader([tmp_path / "00001.tar"]), DataReport(), 0, 0, 10).load_state_dict(state)
+
+
+def test_sources_in_proportion_to_their_size(world, tiny_processor):
+    documents = len((world / "mmc4_annts" / "docs_no_face_shard_0_v3.jsonl").read_text().splitlines())
+    for rule, weights in (("equal", [2, 1]), ("size", [documents, 90]), ("sqrt", [documents**0.5, 90**0.5])):
+        assert make_dataset(world, tiny_processor, data_weights=rule).probabilities == weights
+    assert make_dataset(world, tiny_processor, data_weights="size", data_probs=[1, 3]).probabilities == [1, 3]
+
+
+def test_captions_are_grouped_as_often_as_asked(world, tiny_processor):
+    bos, numbers = tiny_processor.tokenizer.bos_token_id, []
+    for probability in (0.0, 1.0):
+        dataset = make_dataset(world, tiny_processor, caption_group_prob=probability, pack_length=200)
+        samples = [sample for sample, _ in zip(dataset, range(40), strict=False) if "tar" in sample["id"]]
+        numbers.append([sample["input_ids"].count(bos) for sample in samples])
+    pairs = [(before, after) for before, after in zip(*numbers, strict=True) if before > 1]
+    assert len(pairs) > 5 and all(after < before for before, after in pairs)
 
 
 def test_flips_depend_on_the_generator_alone():

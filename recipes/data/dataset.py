@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from recipes.data.dialogues import released_dialogue
 from recipes.data.mixing import Mixture
-from recipes.data.packing import Packer, Packing, limit_caption
+from recipes.data.packing import Packer, Packing, group_captions, limit_caption
 from recipes.data.reading import BadSample, DataError, DataReport, Entry, Reader
 from recipes.data.streaming import RecordStream
 
@@ -36,6 +36,7 @@ class Source:
     flip: bool = False
     max_length: int = 0
     released_template: bool = False
+    group_prob: float = 0.0
 
     def finish(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         """What is done to each record, whatever its format."""
@@ -68,10 +69,10 @@ class SourceStream:
             for _, record in self.records:
                 yield record
         else:
-            yield from self.packer.sequences()  # a resumed pass may hold some
+            yield from map(self._grouped, self.packer.sequences())  # a resumed pass may hold some
             for place, record in self.records:
                 self.packer.add(self._document(record), place)
-                yield from self.packer.sequences()
+                yield from map(self._grouped, self.packer.sequences())
         self.restart()
 
     def restart(self) -> None:
@@ -99,6 +100,13 @@ class SourceStream:
         if packing.level == "sample":
             document["input_ids"] = limit_caption(document["input_ids"], packing)
         return document
+
+    def _grouped(self, sequence: dict[str, Any]) -> dict[str, Any]:
+        source = self.source
+        rng = random.Random(f"{source.seed}/{self.epoch}/{sequence['id']}/group")
+        if rng.random() >= source.group_prob:
+            return sequence
+        return group_captions(sequence, rng.randint(2, 8), source.packing, source.processor.tokenizer.eos_token_id)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, and the position in the present pass (None between two)."""

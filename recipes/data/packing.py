@@ -178,3 +178,25 @@ def limit_caption(input_ids: list[int], packing: Packing) -> list[int]:
     if packing.start_of_image_token_id in input_ids[-tail:]:
         return input_ids[: packing.length - tail] + input_ids[-tail:]
     return input_ids[: packing.length]
+
+
+def group_captions(sequence: dict[str, Any], every: int, packing: Packing, eos_token_id: int) -> dict[str, Any]:
+    """Make one document of every `every` captions of a packed sequence: other bos, and the eos before them, go.
+
+    Args:
+        sequence: as `Packer.sequences` yields them.
+
+    Returns:
+        the sequence with `input_ids` and `document_starts` anew.
+    """
+    kept: list[int] = []
+    number = 0  # of the next bos
+    for token in sequence["input_ids"]:
+        if token == packing.bos_token_id:
+            number += 1
+            if (number - 1) % every:
+                if kept and kept[-1] == eos_token_id:
+                    kept.pop()
+                continue
+        kept.append(token)
+    return {**sequence, "input_ids": kept, "document_starts": packing.document_starts(kept)}

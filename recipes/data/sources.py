@@ -8,7 +8,7 @@ from transformers import ProcessorMixin
 from recipes.data.dataset import MixedDataset, Source
 from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.packing import Packing
-from recipes.data.reading import DataReport, Reader
+from recipes.data.reading import BadSample, DataReport, Reader
 
 REGION_FAMILIES = ("regions", "vcr", "osprey")  # what region_template applies to
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.
@@ -25,6 +25,14 @@ class DataArguments:
     data_probs: list[float] | None = field(
         default=None, metadata={"help": "How often each source is drawn; default 2 for documents, 1 for the others."}
     )
+    data_weights: str = field(
+        default="equal",
+        metadata={
+            "help": "Without data_probs: draw sources equally often (documents twice as often), by size, or by the square "
+            "root of it. Sizes are counted at the start, which reads all sources once.",
+            "choices": ["equal", "size", "sqrt"],
+        },
+    )
     data_stopping: str = field(
         default="longest",
         metadata={
@@ -35,6 +43,10 @@ class DataArguments:
     data_mixing: str = field(
         default="micro_batch",
         metadata={"help": "Draw a source per micro_batch or per sample.", "choices": ["micro_batch", "sample"]},
+    )
+    caption_group_prob: float = field(
+        default=0.0,
+        metadata={"help": "Share of packed caption sequences in which 2 to 8 captions form one document."},
     )
     max_skipped: float = field(
         default=0.25,
@@ -101,7 +113,12 @@ def build_dataset(
     sources, weights = [], []
     for number, data in enumerate(arguments.data):
         family, reader = make_reader(data, processor, caption_forms[0])
-        weight = arguments.data_probs[number] if arguments.data_probs is not None else DEFAULT_WEIGHTS.get(family, 1.0)
+        if arguments.data_probs is not None:
+            weight = arguments.data_probs[number]
+        elif arguments.data_weights == "equal":
+            weight = DEFAULT_WEIGHTS.get(family, 1.0)
+        else:
+            weight = count_entries(reader) ** (0.5 if arguments.data_weights == "sqrt" else 1.0)
         readers = [reader]
         if reader.captioned:
             readers += [make_reader(data, processor, form)[1] for form in caption_forms[1:]]
@@ -117,6 +134,7 @@ def build_dataset(
                     max_skipped=arguments.max_skipped,
                     flip=arguments.random_flip and (one.captioned or one.kind == "document"),
                     max_length=arguments.max_length if packing is None else 0,
+                    group_prob=arguments.caption_group_prob if one.kind == "caption" else 0.0,
                     released_template=arguments.region_template == "released" and family in REGION_FAMILIES,
                 )
             )
@@ -125,6 +143,17 @@ def build_dataset(
         sources, weights, batch_size, seed, arguments.data_stopping, per_sample=arguments.data_mixing == "sample"
     )
     return dataset, dataset.report
+
+
+def count_entries(reader: Reader) -> int:
+    """Raw entries of a source, usable or not; what cannot be read counts for nothing."""
+    number = 0
+    for shard in reader.shards:
+        try:
+            number += sum(1 for _ in reader.entries(shard))
+        except BadSample as bad:
+            print(f"Not counted to its end: {bad}")
+    return number
 
 
 def _packing(arguments: DataArguments, reader: Reader, processor: ProcessorMixin) -> Packing | None:
