@@ -51,7 +51,7 @@ from transformers import (
 )
 from trl import TrlParser
 
-from recipes.world import COLOURS, DETAILS, HELD_OUT, KINDS, UNSEEN, Scene, World, dominant_colour, first_kind
+from recipes.world import COLOURS, DETAILS, HELD_OUT, KINDS, UNSEEN, Scene, World, dominant_colour, first_colour, first_kind
 
 PARTS = ("text", "vision", "diffusion")
 SIZE = 64  # side of the pictures in pixels
@@ -272,7 +272,8 @@ def train_vision(arguments: PartsArguments, folder: Path) -> str:
     """A ConvNeXt whose pooled output says which kinds of objects are there, and how many."""
     world = World(arguments.seed, SIZE)
     scenes = [world.scene(index) for index in range(arguments.num_pictures)]
-    pictures, captions = render(scenes, "vision pictures"), [scene.caption("coarse") for scene in scenes]
+    pictures = render(scenes, "vision pictures")
+    captions = [scene.caption(detail) for scene in scenes for detail in ("coarse", "medium")]
     tokenizer = caption_tokenizer(PreTrainedTokenizerFast.from_pretrained(Path(arguments.out, "text")))
     config = ConvNextConfig(
         image_size=SIZE,
@@ -291,7 +292,7 @@ def train_vision(arguments: PartsArguments, folder: Path) -> str:
     )
     different = sorted(set(captions))
     ids, classes = encode_captions(tokenizer, different), {caption: i for i, caption in enumerate(different)}
-    labels = torch.tensor([classes[caption] for caption in captions])
+    labels = torch.tensor([classes[caption] for caption in captions]).view(-1, 2)  # [N, 2]
 
     def similarities(pictures: Tensor, ids: Tensor) -> Tensor:
         """Cosine of every picture with every caption at temperature 0.07."""
@@ -302,8 +303,9 @@ def train_vision(arguments: PartsArguments, folder: Path) -> str:
 
     def loss_of() -> Tensor:
         chosen = torch.randint(len(pictures), (64,))
-        logits = similarities(pictures[chosen], ids[labels[chosen]])
-        same = (labels[chosen][:, None] == labels[chosen]).float()  # pictures with equal captions are no negatives
+        told = labels[chosen, int(torch.randint(2, ()))]
+        logits = similarities(pictures[chosen], ids[told])
+        same = (told[:, None] == told).float()  # pictures with equal captions are no negatives
         target = same / same.sum(1)
         return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
@@ -313,13 +315,14 @@ def train_vision(arguments: PartsArguments, folder: Path) -> str:
         best = similarities(render(unseen, "vision held-out pictures"), ids).argmax(1).tolist()
     found = [different[i] for i in best]
     main = sum(first_kind(text) == scene.main.kind for text, scene in zip(found, unseen, strict=True)) / len(unseen)
-    whole = sum(text == scene.caption("coarse") for text, scene in zip(found, unseen, strict=True)) / len(unseen)
+    colour = sum(first_colour(text) == scene.main.colour for text, scene in zip(found, unseen, strict=True)) / len(unseen)
+    whole = sum(text == scene.caption("medium") for text, scene in zip(found, unseen, strict=True)) / len(unseen)
     model.save_pretrained(folder)
     half = [0.5, 0.5, 0.5]
     ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(folder)
     return (
         f"loss {loss:.3f}; held-out pictures whose best of {len(different)} captions begins with the right kind "
-        f"{main:.1%}, is the right one {whole:.1%}"
+        f"{main:.1%}, right colour {colour:.1%}, is the right one {whole:.1%}"
     )
 
 
