@@ -75,7 +75,7 @@ def default_data(*formats: str, held_out: bool = False) -> list[str]:
         unfinished = WORLD.with_name(f"{WORLD.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         print(f"Making {number} pictures of the synthetic world as {folder}")
-        write_formats(unfinished, World(size=SIZE), number, start, "mixed", [name])
+        write_formats(unfinished, World(size=SIZE), number, start, "medium", [name])
         world.mkdir(parents=True, exist_ok=True)
         # The folder that is looked for comes last: if it is there, all of the format is.
         for made in sorted(unfinished.iterdir(), key=lambda path: path.name == folder.name):
