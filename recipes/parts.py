@@ -28,10 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -51,6 +48,7 @@ from transformers import (
 )
 from trl import TrlParser
 
+from recipes.synthetic.tiny_diffusion import SIZE, new_scheduler, new_unet, new_vae
 from recipes.world import (
     COLOURS,
     DETAILS,
@@ -65,7 +63,6 @@ from recipes.world import (
 )
 
 PARTS = ("text", "vision", "diffusion")
-SIZE = 64  # side of the pictures in pixels
 CAPTION_LENGTH = 32  # tokens the text encoders read
 DIALOGUE = "You are a helpful assistant.\n\n ## USER: {user}\n ## ASSISTANT: {assistant}"
 QUESTION = "Based on the image, please answer the question. "
@@ -336,67 +333,6 @@ def train_vision(arguments: PartsArguments, folder: Path) -> str:
     )
 
 
-@torch.no_grad()
-def start_linear(vae: AutoencoderKL) -> None:
-    """Sets a fresh VAE to average its input over 8 x 8 pixels and to spread that out again, as a start.
-
-    The first eight channels of every layer carry +x and -x of red, green, blue and a constant; SiLU(x) - SiLU(-x) = x, so
-    that they pass it unchanged, and the residual branches begin at zero. With the constant in the same group, group
-    norm keeps the picture's contrast. From random weights the colours alone take many times the steps there are.
-    """
-
-    def carry(conv: nn.Conv2d) -> None:
-        conv.weight[:8], conv.bias[:8] = 0, 0
-        for channel in range(8):
-            if conv.stride[0] == 2:
-                conv.weight[channel, channel, :2, :2] = 0.25
-            else:
-                conv.weight[channel, channel, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1
-
-    encoder, decoder = vae.encoder, vae.decoder
-    for module in vae.modules():
-        if isinstance(module, ResnetBlock2D):
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
-            if module.conv_shortcut is not None:
-                carry(module.conv_shortcut)
-        elif isinstance(module, Downsample2D | Upsample2D):
-            carry(module.conv)
-    for conv in (encoder.conv_in, decoder.conv_in):
-        conv.weight[:8], conv.bias[:8] = 0, 0
-    for conv in (encoder.conv_out, decoder.conv_out):
-        nn.init.zeros_(conv.weight)
-        nn.init.zeros_(conv.bias)
-    encoder.conv_in.bias[6], encoder.conv_in.bias[7] = 1, -1
-    encoder.conv_out.bias[4:] = -6  # log variance of the latents
-    for sign, first in ((1, 0), (-1, 1)):
-        for channel in range(4):
-            encoder.conv_out.weight[channel, 2 * channel + first, 1, 1] = sign
-            decoder.conv_in.weight[2 * channel + first, channel, 1, 1] = sign
-        for channel in range(3):
-            encoder.conv_in.weight[2 * channel + first, channel, 1, 1] = sign
-            decoder.conv_out.weight[channel, 2 * channel + first, 1, 1] = 0.6 * sign
-    for conv in (vae.quant_conv, vae.post_quant_conv):
-        conv.weight.copy_(torch.eye(conv.out_channels)[:, :, None, None])
-        nn.init.zeros_(conv.bias)
-
-
-def new_vae() -> AutoencoderKL:
-    """A VAE that stands at its linear start: pictures (N, 3, 64, 64) to latents (N, 4, 8, 8) and back."""
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[16, 16, 32, 64],
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=2,
-        sample_size=SIZE,
-        mid_block_add_attention=False,
-    ).to(memory_format=torch.channels_last)
-    start_linear(vae)
-    return vae
-
-
 def train_vae(arguments: PartsArguments, pictures: Tensor) -> tuple[AutoencoderKL, float]:
     """The VAE, trained on uint8 pictures (N, 3, 64, 64), and its loss."""
     vae = new_vae()
@@ -439,29 +375,7 @@ def train_diffusion(arguments: PartsArguments, folder: Path) -> str:
     )  # [2, N, CAPTION_LENGTH]
     nothing = encode_captions(tokenizer, [""])
     reader = text_encoder(tokenizer, width=128, layers=2)
-    unet = UNet2DConditionModel(
-        sample_size=SIZE // 8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-        block_out_channels=[64, 96, 128],
-        layers_per_block=1,
-        cross_attention_dim=128,
-        attention_head_dim=4,  # diffusers' name for the number of heads
-        norm_num_groups=8,
-        use_linear_projection=True,
-    ).to(memory_format=torch.channels_last)
-    scheduler = DDPMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        steps_offset=1,
-        timestep_spacing="leading",
-        variance_type="fixed_small",
-    )
+    unet, scheduler = new_unet(), new_scheduler()
     averages = [EMAModel(module.parameters(), decay=0.99) for module in (unet, reader)]
 
     def loss_of() -> Tensor:

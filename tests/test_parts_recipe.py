@@ -16,7 +16,6 @@ from recipes.parts import (
     PartsArguments,
     draw,
     make_parts,
-    new_vae,
     render,
     share_of_colours,
     to_pil,
@@ -26,6 +25,7 @@ from recipes.parts import (
     whole_folder,
     world_texts,
 )
+from recipes.synthetic.tiny_diffusion import new_vae
 from recipes.world import HELD_OUT, World
 
 TINY = {"num_pictures": 16, "num_texts": 40, "num_held_out": 8, "steps_scale": 0.004}
