@@ -107,7 +107,7 @@ def test_without_config_the_default_holds_and_flags_override_it():
         pretrain, "--data", "a", "b/*.tar", "--max_steps", "20", "--freeze", "model.lm_head"
     )
     assert data.data == ["a", "b/*.tar"] and training.max_steps == 20 and training.freeze == ["model.lm_head"]
-    assert model.num_image_tokens == 8 and training.warmup_steps == 50
+    assert model.num_image_tokens == 8 and training.output_dir == "runs/pretrain"
     assert parse(pretrain, "--groups", '{"gate": {"lr": 0.5}}')[3].groups == {"gate": {"lr": 0.5}}
 
 
