@@ -114,6 +114,31 @@ def test_a_run_that_gets_no_better_stops_early(run, world):
     assert 3 <= len(steps) < 20
 
 
+def test_what_makes_a_run_fit_on_one_gpu_works_together(run, world):
+    """Adapters, frozen parts in bfloat16, mixed precision and activation checkpointing, as in *_single_gpu.yaml."""
+    before = tiny_model().state_dict()
+    folder, logs = run(
+        "single",
+        freeze=["model.vision_tower.encoder", "lm_head", "image_decoder.denoiser", "image_decoder.vae"],
+        groups='{"lora_?": {"lr": 1e-2, "weight_decay": 0.0}}',
+        lora='{"r": 2, "lora_alpha": 4}',
+        frozen_dtype="bfloat16",
+        bf16="true",
+        use_cpu="true",
+        activation_checkpointing="true",
+        max_steps=2,
+        save_strategy="no",
+    )
+    assert [log["loss"] for log in logs if "loss" in log] and all(
+        0 < log["loss"] < 100 for log in logs if "loss" in log
+    )
+    after = AutoModel.from_pretrained(folder).state_dict()  # merged
+    assert set(after) == set(before)
+    for name in ("image_decoder.vae.quant_conv.weight", "model.language_model.layers.0.mlp.up_proj.weight"):
+        moved = (after[name].float() - before[name]).abs().max()
+        assert moved == 0 if "vae" in name else 0 < moved < 0.1, name
+
+
 def test_answers_are_compared_without_case_and_full_stop(world, tiny_processor, monkeypatch):
     data = DataArguments(data=[str(world / "held_out" / "vqa")], pack_length=0, shuffle_buffer=0)
     stream, _ = build_dataset(data, tiny_processor, 1, 0)
