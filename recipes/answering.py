@@ -8,12 +8,16 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
-ANSWER_BEGIN = "The answer is"  # of the dialogues that have one right answer
+MOST_WORDS = 8  # of an answer that can be right or wrong as a whole
+CAPTION_BEGIN = "A photo of"
 
 
 def is_question(sample: dict[str, Any]) -> bool:
-    """Whether a sample is a dialogue that ends in one short answer."""
-    return "messages" in sample and answer_of(sample).startswith(ANSWER_BEGIN)
+    """Whether a sample is a dialogue that ends in a short answer in words, and not in a caption."""
+    if "messages" not in sample or sample.get("mode") == "text_to_image":
+        return False
+    answer = answer_of(sample)
+    return 0 < len(answer.split()) <= MOST_WORDS and not answer.startswith(CAPTION_BEGIN)
 
 
 def answer_of(sample: dict[str, Any]) -> str:

@@ -160,6 +160,20 @@ def test_answers_are_compared_without_case_and_full_stop(world, tiny_processor, 
     assert not is_question({"text": "a"})
 
 
+@pytest.mark.parametrize(
+    "answer, mode, asked",
+    [
+        ("the small red star at left", "image_to_text", True),
+        ("A photo of a star", "image_to_text", False),
+        ("this picture shows a small red star at left", "image_to_text", False),
+        ("a red star", "text_to_image", False),
+        ("", "image_to_text", False),
+    ],
+)
+def test_what_counts_as_a_question(answer, mode, asked):
+    assert is_question({"messages": [{"role": "assistant", "content": answer}], "mode": mode}) == asked
+
+
 def test_questions_about_regions_are_asked_with_their_masks(tiny_processor):
     image = World(size=64).scene(0).image
     whole, corner = torch.ones(64, 64), torch.zeros(64, 64)
