@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoModel as DiffusersModel
 from diffusers import DiffusionPipeline
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -101,6 +102,110 @@ def drawn_size(diffusion: str) -> int:
     return DeemImageDecoderConfig(denoiser=configs[denoiser], vae=configs["vae"]).target_size
 
 
+def compose_config(
+    encoder: PreTrainedModel,
+    language_model: PreTrainedModel,
+    pipeline: DiffusionPipeline,
+    tokenizer: PreTrainedTokenizerBase,
+    image_size: int,
+    num_image_tokens: int,
+    overrides: dict[str, Any],
+) -> DeemConfig:
+    """What the parts say, then what the caller says; see `from_vision_text_diffusion_pretrained`.
+
+    Raises:
+        ValueError: the tokenizer lacks the image tokens, or a part is of no supported kind.
+    """
+    text_config = language_model.config
+    text_config.vocab_size = max(len(language_model.get_input_embeddings().weight), len(tokenizer))
+    sides = pyramid_sides(encoder.config, image_size)
+    perceiver_config = {"num_queries": num_image_tokens, **overrides.pop("perceiver_config", {})}
+    decoder_config = {
+        "denoiser": diffusers_config(denoiser_of(pipeline)),
+        "vae": diffusers_config(pipeline.vae),
+        "scheduler": diffusers_config(build_scheduler(training_config(diffusers_config(pipeline.scheduler)))),
+        "feature_sides": sides,
+        **overrides.pop("image_decoder_config", {}),
+    }
+    condition_size = DeemImageDecoderConfig(denoiser=decoder_config["denoiser"]).condition_size
+    decoder_config["perceiver_config"] = {
+        "num_queries": perceiver_config["num_queries"],
+        "hidden_size": condition_size,
+        "intermediate_size": 3 * condition_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": max(1, condition_size // 64),
+        "cross_attention_frequency": 1,
+        "qk_norm": False,
+        **decoder_config.get("perceiver_config", {}),
+    }
+    if missing := [token for token in NEW_TOKENS[:2] if token not in tokenizer.get_vocab()]:
+        raise ValueError(
+            f"The tokenizer lacks {' and '.join(missing)}. Give the tokenizer of a DeemProcessor, or none to have "
+            "them added."
+        )
+    start, image = tokenizer.convert_tokens_to_ids(NEW_TOKENS[:2])
+    return DeemConfig(
+        vision_config=encoder.config,
+        text_config=text_config,
+        perceiver_config=perceiver_config,
+        image_decoder_config=decoder_config,
+        start_of_image_token_id=start,
+        image_token_id=image,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        position_grid_side=sides[2],
+        image_attention_sides=sides[1:],
+        image_attention_base_side=sides[2],
+        **overrides,
+    )
+
+
+def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
+    return getattr(pipeline, "transformer", None) or pipeline.unet
+
+
+def text_weights(language_model: PreTrainedModel, config: DeemConfig, new: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The language model's tensors under their new names, embedding and head grown to the vocabulary of `config`.
+
+    Args:
+        new: ids of the tokens that the language model does not know.
+    """
+    body, output = language_model.base_model, language_model.get_output_embeddings()
+    state = {f"model.language_model.{name}": tensor for name, tensor in body.state_dict().items()}
+    state |= {f"lm_head.{name}": tensor for name, tensor in output.state_dict().items()}
+    embeddings = f"model.language_model.{embedding_name(body)}.weight"
+    head, bias = "lm_head.weight", "lm_head.bias"
+    old, width = state[embeddings].shape
+    grown = config.text_config.vocab_size - old
+    state[embeddings] = F.pad(state[embeddings], (0, 0, 0, grown))
+    state[embeddings][new] = (config.text_config.initializer_range * torch.randn(len(new), width)).to(
+        state[embeddings]
+    )
+    if config.tie_word_embeddings:
+        state[head] = state[embeddings]
+    else:
+        state[head] = F.pad(state[head], (0, 0, 0, grown))
+        state[head][new] = 0.0
+    if config.lm_head_bias:
+        state[bias] = F.pad(state.get(bias, torch.zeros(old)), (0, grown))
+        state[bias][new] = NEW_TOKEN_BIAS
+    return state
+
+
+def diffusion_weights(pipeline: DiffusionPipeline, num_tokens: int) -> dict[str, torch.Tensor]:
+    """Denoiser and VAE under their new names, and the empty prompt as the null condition of `num_tokens` tokens."""
+    state = {}
+    for part, module in {"denoiser": denoiser_of(pipeline), "vae": pipeline.vae}.items():
+        state |= {f"image_decoder.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+    tokens, pooled = empty_prompt(pipeline, num_tokens)
+    state["image_decoder.null_condition"] = tokens.float()
+    if pooled is not None:  # at first every picture has that of the empty prompt
+        state["image_decoder.pooled_projector.weight"] = torch.zeros(pooled.shape[1], tokens.shape[2])
+        state["image_decoder.pooled_projector.bias"] = pooled[0].float()
+    return state
+
+
 class ComposeMixin:
     @classmethod
     def from_vision_text_diffusion_pretrained(
@@ -137,93 +242,22 @@ class ComposeMixin:
         language_model = AutoModelForCausalLM.from_pretrained(text)
         attention_output_name(language_model.config)  # raises for families that do not fit
         pipeline = DiffusionPipeline.from_pretrained(diffusion)
-        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
-        scheduler = build_scheduler(training_config(diffusers_config(pipeline.scheduler)))
         known = AutoTokenizer.from_pretrained(text)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(text)
             tokenizer.add_special_tokens(
                 {"extra_special_tokens": list(NEW_TOKENS)}, replace_extra_special_tokens=False
             )
-
-        # Config: what the parts say, then what the caller says.
-        text_config = language_model.config
-        old_vocabulary, width = language_model.get_input_embeddings().weight.shape
-        text_config.vocab_size = max(old_vocabulary, len(tokenizer))
-        sides = pyramid_sides(encoder.config, image_size or encoder_image_size(vision))
-        perceiver_config = {"num_queries": num_image_tokens, **config_overrides.pop("perceiver_config", {})}
-        decoder_config = {
-            "denoiser": diffusers_config(denoiser),
-            "vae": diffusers_config(pipeline.vae),
-            "scheduler": diffusers_config(scheduler),
-            "feature_sides": sides,
-            **config_overrides.pop("image_decoder_config", {}),
-        }
-        condition_size = DeemImageDecoderConfig(denoiser=decoder_config["denoiser"]).condition_size
-        decoder_config["perceiver_config"] = {
-            "num_queries": perceiver_config["num_queries"],
-            "hidden_size": condition_size,
-            "intermediate_size": 3 * condition_size,
-            "num_hidden_layers": 1,
-            "num_attention_heads": max(1, condition_size // 64),
-            "cross_attention_frequency": 1,
-            "qk_norm": False,
-            **decoder_config.get("perceiver_config", {}),
-        }
-        if missing := [token for token in NEW_TOKENS[:2] if token not in tokenizer.get_vocab()]:
-            raise ValueError(
-                f"The tokenizer lacks {' and '.join(missing)}. Give the tokenizer of a DeemProcessor, or none to have "
-                "them added."
-            )
-        ids = dict(
-            zip(
-                ("start_of_image_token_id", "image_token_id"),
-                tokenizer.convert_tokens_to_ids(NEW_TOKENS[:2]),
-                strict=True,
-            )
-        )
-        config = DeemConfig(
-            vision_config=encoder.config,
-            text_config=text_config,
-            perceiver_config=perceiver_config,
-            image_decoder_config=decoder_config,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            position_grid_side=sides[2],
-            image_attention_sides=sides[1:],
-            image_attention_base_side=sides[2],
-            **ids,
-            **config_overrides,
+        image_size = image_size or encoder_image_size(vision)
+        config = compose_config(
+            encoder, language_model, pipeline, tokenizer, image_size, num_image_tokens, config_overrides
         )
 
-        # Weights: the parts under their new names; what is missing is initialised by the model.
-        state = {f"model.vision_tower.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-        body, output = language_model.base_model, language_model.get_output_embeddings()
-        state |= {f"model.language_model.{name}": tensor for name, tensor in body.state_dict().items()}
-        state |= {f"lm_head.{name}": tensor for name, tensor in output.state_dict().items()}
+        # The parts under their new names; what is missing is initialised by the model.
         new = torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values())))
-        grown = max(0, text_config.vocab_size - old_vocabulary)
-        embeddings = f"model.language_model.{embedding_name(body)}.weight"
-        head, bias = "lm_head.weight", "lm_head.bias"
-        state[embeddings] = F.pad(state[embeddings], (0, 0, 0, grown))
-        state[embeddings][new] = text_config.initializer_range * torch.randn(len(new), width)
-        if config.tie_word_embeddings:
-            state[head] = state[embeddings]
-        else:
-            state[head] = F.pad(state[head], (0, 0, 0, grown))
-            state[head][new] = 0.0
-        if config.lm_head_bias:
-            state[bias] = F.pad(state.get(bias, torch.zeros(old_vocabulary)), (0, grown))
-            state[bias][new] = NEW_TOKEN_BIAS
-        for part, module in {"denoiser": denoiser, "vae": pipeline.vae}.items():
-            state |= {f"image_decoder.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
-        tokens, pooled = empty_prompt(pipeline, config.image_decoder_config.perceiver_config.num_queries)
-        state["image_decoder.null_condition"] = tokens.float()
-        if pooled is not None:  # at first every picture has that of the empty prompt
-            state["image_decoder.pooled_projector.weight"] = torch.zeros(pooled.shape[1], condition_size)
-            state["image_decoder.pooled_projector.bias"] = pooled[0].float()
-
+        state = {f"model.vision_tower.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+        state |= text_weights(language_model, config, new)
+        state |= diffusion_weights(pipeline, config.image_decoder_config.perceiver_config.num_queries)
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # that the joints are newly initialised is the point
         try:
