@@ -447,6 +447,51 @@ def test_other_schedulers_draw_nearly_the_same_in_many_steps(name: str) -> None:
         decoder.sample(condition, decoder.no_features(1), scheduler=getattr(diffusers, refused)())
 
 
+class PerfectDenoiser(torch.nn.Module):
+    """The best denoiser of a world that holds one picture: it predicts what the scheduler asks for exactly."""
+
+    dtype = torch.float32
+
+    def __init__(self, decoder: DeemImageDecoder, picture: torch.Tensor):
+        super().__init__()
+        self.config, self.picture, self.scheduler = decoder.denoiser.config, picture, decoder.scheduler
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, **extra) -> torch.Tensor:
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            return (sample - self.picture) / (timestep / 1000).view(-1, 1, 1, 1)
+        share = self.scheduler.alphas_cumprod[timestep.long()].view(-1, 1, 1, 1)
+        noise = (sample - share.sqrt() * self.picture) / (1 - share).sqrt()
+        if self.scheduler.config.prediction_type == "epsilon":
+            return noise
+        return share.sqrt() * noise - (1 - share).sqrt() * self.picture
+
+
+@pytest.mark.parametrize("name", ["unet", "unet, v", "sd3"])
+def test_a_perfect_denoiser_has_no_loss_and_draws_its_picture_by_every_scheduler(name: str) -> None:
+    decoder = image_decoder(name)
+    picture = decoder.encode(torch.rand(1, 3, SIDE, SIDE) * 2 - 1)
+    decoder.denoiser = PerfectDenoiser(decoder, picture)
+    condition = torch.zeros(1, Q, 32)
+    noise, times = torch.randn(4, *picture.shape[1:]), torch.tensor([0, 300, 600, 999])
+    with torch.no_grad():
+        latents, states = picture.expand(4, -1, -1, -1), decoder.no_features(4)
+        errors = decoder.error_map(latents, condition.expand(4, -1, -1), states, times, noise)
+    assert errors.max() < 1e-3
+    flow = ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+    denoising = ("DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", *flow[1:])
+    for scheduler in flow if name == "sd3" else denoising:
+        drawn = decoder.sample(
+            condition,
+            decoder.no_features(1),
+            num_inference_steps=20,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(0),
+            scheduler=decoder.make_scheduler(scheduler),
+        )
+        # Solvers of flow matching round their timesteps to integers.
+        assert (drawn - decoder.decode(picture)).abs().mean() < 1e-3, scheduler
+
+
 def test_flow_matching_is_that_of_diffusers() -> None:
     decoder = image_decoder("sd3")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
