@@ -83,7 +83,7 @@ class PartsArguments:
     num_texts: int = field(default=8000, metadata={"help": "World texts to train on, of each of three sorts."})
     num_held_out: int = field(default=300, metadata={"help": "Pictures or texts that the figures are measured on."})
     text_steps: int = field(default=300, metadata={"help": "Training steps of the language model."})
-    vision_steps: int = field(default=900, metadata={"help": "Training steps of the vision encoder."})
+    vision_steps: int = field(default=800, metadata={"help": "Training steps of the vision encoder."})
     vae_steps: int = field(default=400, metadata={"help": "Training steps of the VAE."})
     unet_steps: int = field(default=600, metadata={"help": "Training steps of the UNet and its text encoder."})
     steps_scale: float = field(default=1.0, metadata={"help": "Multiplies all four numbers of steps."})
