@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from recipes.data.masks import box_mask, decode_segmentation, decompress_counts, scaled_box, vcr_mask
+from recipes.data.masks import box_mask, decode_segmentation, scaled_box, vcr_mask
 from recipes.world import World
 
 
@@ -50,8 +50,10 @@ def test_run_lengths_plain_and_compressed():
     scene = World().scene(3)
     for row, mask in zip(scene.truth()["objects"], scene.masks, strict=True):
         assert np.array_equal(decode_segmentation(row["segmentation"], 64, 64), mask)
-    # pycocotools writes the run lengths 6, 1, 40, 4, 5, 4, 5, 4, 21 as
-    assert decompress_counts("61X13mN000`0") == [6, 1, 40, 4, 5, 4, 5, 4, 21]
+    runs = {"size": [9, 10], "counts": [6, 1, 40, 4, 5, 4, 5, 4, 21]}
+    packed = runs | {"counts": "61X13mN000`0"}
+    assert np.array_equal(decode_segmentation(packed, 9, 10), decode_segmentation(runs, 9, 10))
+    assert decode_segmentation(runs, 9, 10).sum() == 13
 
 
 @pytest.mark.parametrize(

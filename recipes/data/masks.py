@@ -1,12 +1,11 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Region masks from COCO segmentations, polygons of VCR, and boxes. NumPy only; equal to pycocotools bit for bit."""
+"""Region masks from COCO segmentations (pycocotools), polygons of VCR, and boxes."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-_OVERSAMPLING = 5  # COCO walks along polygon edges in fifths of a pixel
+from pycocotools import mask as coco
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
@@ -22,65 +21,22 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", ())) != [height, width]:
             raise ValueError(f"Run lengths of size {segmentation.get('size')} for a picture of {[height, width]}.")
-        counts = segmentation["counts"]
-        counts = decompress_counts(counts) if isinstance(counts, (str, bytes)) else counts
-        if sum(counts) != height * width or min(counts, default=0) < 0:
-            raise ValueError(f"Run lengths add up to {sum(counts)}, the picture has {height * width} pixels.")
-        values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return values.reshape(width, height).T
+        runs = segmentation
+        if isinstance(runs["counts"], list):
+            if sum(runs["counts"]) != height * width or min(runs["counts"], default=0) < 0:
+                raise ValueError(
+                    f"Run lengths add up to {sum(runs['counts'])}, the picture has {height * width} pixels."
+                )
+            runs = coco.frPyObjects(runs, height, width)
+        return coco.decode(runs).astype(bool)
     if not isinstance(segmentation, (list, tuple)) or not segmentation:
         raise ValueError(
             f"Expected polygons or run lengths, got {type(segmentation).__name__} of {segmentation!r:.80}."
         )
-    return np.any([_fill_polygon(polygon, height, width) for polygon in segmentation], axis=0)
-
-
-def decompress_counts(text: str | bytes) -> list[int]:
-    """COCO's compressed run lengths: five bits per character from 48 on, bit 5 says that more follow, bit 4 of the last
-    is the sign; from the third count on, the difference to the one before the last is stored."""
-    counts: list[int] = []
-    value = shift = 0
-    for code in text.encode() if isinstance(text, str) else text:
-        value |= ((code - 48) & 0x1F) << shift
-        shift += 5
-        if (code - 48) & 0x20:
-            continue
-        if (code - 48) & 0x10:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    return counts
-
-
-def _fill_polygon(polygon: Sequence[float], height: int, width: int) -> np.ndarray:
-    """COCO's own rule: pixels between the crossings of the outline with the pixel columns, rounded in fifths."""
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"A polygon of {len(polygon)} numbers: expected x, y of at least three points.")
-    points = (np.asarray(polygon, np.float64).reshape(-1, 2) * _OVERSAMPLING + 0.5).astype(np.int64)
-    outline = np.concatenate([_walk(a, b) for a, b in zip(points, np.roll(points, -1, axis=0), strict=True)])
-    (u, v), (u_before, v_before) = outline[1:].T, outline[:-1].T
-    x = (np.where(u < u_before, u, u - 1) + 0.5) / _OVERSAMPLING - 0.5
-    y = (np.minimum(v, v_before) + 0.5) / _OVERSAMPLING - 0.5
-    crossing = (u != u_before) & (np.floor(x) == x) & (x >= 0) & (x <= width - 1)
-    row = np.ceil(np.clip(y[crossing], 0, height)).astype(np.int64)
-    # column by column, each crossing turns the pixels behind it over
-    places = x[crossing].astype(np.int64) * height + row
-    turned = np.bincount(places, minlength=height * width + 1)[: height * width]
-    return (turned.cumsum() % 2 == 1).reshape(width, height).T
-
-
-def _walk(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Grid points from one corner to the next, one per step along the longer axis, (steps + 1, 2)."""
-    size = np.abs(end - start)
-    long = 0 if size[0] >= size[1] else 1
-    # always computed from the smaller coordinate on, so that an edge is the same in both directions
-    (low, high), turned = ((end, start), True) if start[long] > end[long] else ((start, end), False)
-    steps = np.arange(size[long] + 1)
-    slope = (high[1 - long] - low[1 - long]) / size[long] if size[long] else 0.0
-    points = np.empty((len(steps), 2), np.int64)
-    points[:, long] = low[long] + steps
-    points[:, 1 - long] = (low[1 - long] + slope * steps + 0.5).astype(np.int64)
-    return points[::-1] if turned else points
+    for polygon in segmentation:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"A polygon of {len(polygon)} numbers: expected x, y of at least three points.")
+    return coco.decode(coco.merge(coco.frPyObjects(list(segmentation), height, width))).astype(bool)
 
 
 def vcr_mask(box: Sequence[float], polygons: Sequence[Any], height: int, width: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco
 
 from recipes.synthetic.drawing import run_lengths
 from recipes.synthetic.formats import numbered_scenes, write_coco_images, write_lines
@@ -32,16 +33,9 @@ def polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def compressed(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as COCO's compressed run lengths (see `recipes.data.masks.decompress_counts`)."""
-    counts, text = run_lengths(mask)["counts"], ""
-    for index, count in enumerate(counts):
-        value = count - counts[index - 2] if index > 2 else count
-        more = True
-        while more:
-            bits, value = value & 0x1F, value >> 5
-            more = value != (-1 if bits & 0x10 else 0)
-            text += chr(48 + (bits | 0x20 if more else bits))
-    return {"size": list(mask.shape), "counts": text}
+    """A mask as COCO's compressed run lengths."""
+    runs = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": runs["counts"].decode()}
 
 
 def segmentation(mask: np.ndarray, number: int) -> Any:
