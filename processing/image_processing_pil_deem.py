@@ -278,7 +278,15 @@ class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
         image_mean: float | tuple[float, ...],
         image_std: float | tuple[float, ...],
     ) -> np.ndarray:
-        """`(image * rescale_factor - mean) / std`, each step if asked for, in float32."""
+        """`(image * rescale_factor - mean) / std`, each step if asked for, in float32. (3, H, W) -> (3, H, W)."""
+        if image.dtype == np.uint8 and image.shape[0] == 3 and image[0].size > 256:
+            # The same arithmetic on the 256 values that a pixel can have, looked up: a fraction of the time.
+            values = np.repeat(np.arange(256, dtype=np.uint8)[None, None], 3, axis=0)
+            table = self.rescale_and_normalize(values, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            looked_up = np.empty(image.shape, table.dtype)
+            for row, channel, out in zip(table[:, 0], image, looked_up, strict=True):
+                np.take(row, channel, out=out, mode="clip")
+            return looked_up
         if do_rescale:
             image = self.rescale(image, rescale_factor)
         if do_normalize:

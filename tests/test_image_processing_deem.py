@@ -226,3 +226,14 @@ def test_torchvision_backend_agrees_with_pil() -> None:
         by_tensor = DeemImageProcessor(**arguments)(images, region_masks=masks, return_tensors="pt")
         for name, expected in by_pil.items():
             torch.testing.assert_close(by_tensor[name], expected, atol=2 / 255 / 0.26, rtol=0)  # two grey levels
+
+
+@pytest.mark.parametrize("do_rescale", [True, False])
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_looked_up_values_are_those_of_the_arithmetic(do_rescale, do_normalize):
+    processor, settings = DeemImageProcessorPil(), (1 / 255, do_normalize, (0.48, 0.45, 0.4), (0.26, 0.27, 0.28))
+    image = np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8)
+    expected = processor.rescale(image, settings[0]) if do_rescale else image
+    expected = processor.normalize(expected, *settings[2:]) if do_normalize else expected
+    got = processor.rescale_and_normalize(image, do_rescale, *settings)
+    assert got.dtype == expected.dtype and np.array_equal(got, expected)

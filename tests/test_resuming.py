@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 from processing import DeemDataCollator
 from recipes.data.captions import CaptionReader
 from recipes.data.dataset import POSITION, PositionCollator, flip_images
+from recipes.data.interleaved import InterleavedReader
 from recipes.data.reading import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.streaming import RecordStream
@@ -316,3 +318,23 @@ def test_too_many_bad_members_stop_the_run_with_the_worst_shard(tiny_processor, 
     assert "Traceback" not in str(e.value) and "raise --max_skipped" in str(e.value)
     report = json.loads((tmp_path / "out" / "data_report.json").read_text())[str(tmp_path / "tars")]
     assert len(report["skipped"]) == 5
+
+
+def test_a_zipped_file_goes_on_within(world, tmp_path):
+    """Offsets count in the unzipped text, over all members of the archive."""
+    lines = (world / "mmc4_annts" / "docs_no_face_shard_0_v3.jsonl").read_text().splitlines(keepends=True)
+    with zipfile.ZipFile(tmp_path / "docs.jsonl.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", "".join(lines[:7]) + "\n")
+        archive.writestr("b.jsonl", "".join(lines[7:]))
+
+    def stream() -> RecordStream:
+        reader = InterleavedReader([tmp_path / "docs.jsonl.zip"], world / "mmc4_images", single_image_drop=0.0)
+        return RecordStream(reader, DataReport(), 0, 0, 4)
+
+    whole = [record["id"] for _, record in stream()]
+    assert len(set(whole)) == len(whole) > 15
+    for at in (2, 6, 9, 14):
+        cut, resumed = stream(), stream()
+        taken = [record["id"] for _, (_, record) in zip(range(at), cut, strict=False)]
+        resumed.load_state_dict(cut.state_dict())
+        assert taken + [record["id"] for _, record in resumed] == whole
