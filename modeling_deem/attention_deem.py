@@ -92,6 +92,7 @@ class DeemFeatureSynchronizer(nn.Module):
         sides: list[tuple[int, int]],
         visible: torch.Tensor,
         reference_points: torch.Tensor,
+        tables: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -100,6 +101,7 @@ class DeemFeatureSynchronizer(nn.Module):
             sides: (height, width) of each level in `values`.
             visible: bool (G, n), or (G, L, n) where it differs between queries; images in order of appearance.
             reference_points: (L, 2) or (G, L, 2), as (x, y) in [0, 1].
+            tables: a list that the caller keeps between calls on the same images; empty at first, filled here.
 
         Returns:
             (G, L, output_size).
@@ -122,10 +124,12 @@ class DeemFeatureSynchronizer(nn.Module):
 
         # Both predictions are linear in (projected query + position of the image), so each part is computed once.
         query = self.query_projection(queries)
-        offsets = self.sampling_offsets(query)[:, :, None] + self._of_position(self.sampling_offsets, num_images)[rank]
-        logits = (
-            self.attention_weights(query)[:, :, None] + self._of_position(self.attention_weights, num_images)[rank]
-        )
+        tables = [] if tables is None else tables
+        if not tables:
+            tables.extend(self.position_tables(num_images))
+        offset_table, logit_table = tables
+        offsets = self.sampling_offsets(query)[:, :, None] + offset_table[rank]
+        logits = self.attention_weights(query)[:, :, None] + logit_table[rank]
         offsets = offsets.float().view(groups, length, num_images, heads, points, 2)
         offsets = offsets.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # [G*n*H, L, K, 2]
         logits = logits.float().view(groups, length, num_images, heads, levels * points)
@@ -155,9 +159,11 @@ class DeemFeatureSynchronizer(nn.Module):
         output = sampled.permute(0, 3, 1, 2) + null_weight * self.null_value.view(heads, -1)  # [G, L, H, c]
         return self.output_projection(output.flatten(2))
 
-    def _of_position(self, prediction: nn.Linear, num_images: int) -> torch.Tensor:
-        """What each relative position that can occur adds to a prediction, (num_images + 1, outputs)."""
-        return F.linear(self.image_positions[: num_images + 1], parameter_of(prediction, "weight"))
+    def position_tables(self, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each relative position adds to both predictions, (num_images + 1, outputs)."""
+        positions = self.image_positions[: num_images + 1]
+        predictions = (self.sampling_offsets, self.attention_weights)
+        return tuple(F.linear(positions, parameter_of(prediction, "weight")) for prediction in predictions)
 
 
 @dataclass
@@ -173,7 +179,8 @@ class DeemImageStates:
         blocks: the image attention of each layer, by layer number; looked up at every forward so that wrapped
             modules (adapters) take part.
         values: projected values (B, n, H, c, S) per layer, kept while generating so that images are projected once.
-        keep_values: whether to fill `values`.
+        tables: the synchroniser's position tables per layer, kept likewise.
+        keep_values: whether to fill both.
         prompt_length: tokens of the prompt that `visible` was made from, when the sequence grows from there.
     """
 
@@ -183,6 +190,7 @@ class DeemImageStates:
     visible: torch.Tensor
     blocks: nn.ModuleDict | None = None
     values: dict[int, torch.Tensor] = field(default_factory=dict)
+    tables: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     keep_values: bool = False
     prompt_length: int = 0
 
@@ -234,8 +242,10 @@ class DeemImageAttention(nn.Module):
         values = states.get_values(
             self.layer_idx, lambda features: self.synchronizer.project_values(self.feature_norm(features))
         )
+        tables = states.tables.setdefault(self.layer_idx, []) if states.keep_values else None
         centre = hidden_states.new_full((hidden_states.shape[1], 2), 0.5, dtype=torch.float32)
-        residual = self.synchronizer(self.query_norm(hidden_states), values, states.sides, states.visible, centre)
+        queries = self.query_norm(hidden_states)
+        residual = self.synchronizer(queries, values, states.sides, states.visible, centre, tables)
         return torch.tanh(self.gate) * residual
 
 

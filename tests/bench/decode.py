@@ -100,6 +100,7 @@ def projecting_at_every_step() -> Iterator[None]:
 
     def forgetting(states: DeemImageStates, key: int, project: Callable) -> torch.Tensor:
         states.values.clear()
+        states.tables.clear()
         return keep(states, key, project)
 
     DeemImageStates.get_values = forgetting
