@@ -62,6 +62,7 @@ def test_run_lengths_plain_and_compressed():
         ([[1, 1, 2, 2]], "polygon of 4 numbers"),
         ({"size": [3, 3], "counts": [9]}, r"size \[3, 3\] for a picture of \[4, 5\]"),
         ({"size": [4, 5], "counts": [9]}, "add up to 9, the picture has 20"),
+        ({"size": [4, 5], "counts": "0"}, "add up to 0, the picture has 20"),
         ([], "Expected polygons or run lengths, got list"),
         ("x", "Expected polygons or run lengths, got str"),
     ],

@@ -21,14 +21,11 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", ())) != [height, width]:
             raise ValueError(f"Run lengths of size {segmentation.get('size')} for a picture of {[height, width]}.")
-        runs = segmentation
-        if isinstance(runs["counts"], list):
-            if sum(runs["counts"]) != height * width or min(runs["counts"], default=0) < 0:
-                raise ValueError(
-                    f"Run lengths add up to {sum(runs['counts'])}, the picture has {height * width} pixels."
-                )
-            runs = coco.frPyObjects(runs, height, width)
-        return coco.decode(runs).astype(bool)
+        counts = segmentation["counts"]
+        counts = decompress_counts(counts) if isinstance(counts, (str, bytes)) else counts
+        if sum(counts) != height * width or min(counts, default=0) < 0:  # pycocotools would read on behind them
+            raise ValueError(f"Run lengths add up to {sum(counts)}, the picture has {height * width} pixels.")
+        return coco.decode(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)).astype(bool)
     if not isinstance(segmentation, (list, tuple)) or not segmentation:
         raise ValueError(
             f"Expected polygons or run lengths, got {type(segmentation).__name__} of {segmentation!r:.80}."
@@ -37,6 +34,23 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"A polygon of {len(polygon)} numbers: expected x, y of at least three points.")
     return coco.decode(coco.merge(coco.frPyObjects(list(segmentation), height, width))).astype(bool)
+
+
+def decompress_counts(text: str | bytes) -> list[int]:
+    """COCO's compressed run lengths: five bits per character from 48 on, bit 5 says that more follow, bit 4 of the last
+    is the sign; from the third count on, the difference to the one before the last is stored."""
+    counts: list[int] = []
+    value = shift = 0
+    for code in text.encode() if isinstance(text, str) else text:
+        value |= ((code - 48) & 0x1F) << shift
+        shift += 5
+        if (code - 48) & 0x20:
+            continue
+        if (code - 48) & 0x10:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts
 
 
 def vcr_mask(box: Sequence[float], polygons: Sequence[Any], height: int, width: int) -> np.ndarray:
