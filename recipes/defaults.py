@@ -39,6 +39,8 @@ def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] 
     args = list(sys.argv[1:] if args is None else args)
     if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(config), *args]
+    if "--dry_run" in args and "--use_cpu" not in args:
+        args += ["--use_cpu", "true"]  # a plan touches no device, and a machine without a GPU refuses bf16 otherwise
     args = [piece for arg in args for piece in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     file = Path(args[args.index("--config") + 1]) if args[-1] != "--config" else None
     if file is None or not file.is_file():

@@ -52,7 +52,7 @@ def test_every_accelerate_config_is_read_by_accelerate(config):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_has_a_plan(config, tmp_path, monkeypatch, capsys):
     recipe = sft if config.name.startswith("sft") else pretrain
-    flags = ["--config", str(config), "--use_cpu", "true", "--max_steps", "0", "--dry_run"]
+    flags = ["--config", str(config), "--max_steps", "0", "--dry_run"]
     flags += ["--output_dir", str(tmp_path / "run")]
     if config.name.endswith("_cpu.yaml"):  # what its parts or checkpoint will be is not known before they are trained
         tiny_config().save_pretrained(tmp_path / "deem")
