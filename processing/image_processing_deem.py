@@ -35,6 +35,8 @@ class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
     def _preprocess(
         self,
         images: list[torch.Tensor],
+        size: SizeDict,
+        target_size: SizeDict,
         return_targets: bool,
         region_masks: list[np.ndarray | None] | None,
         disable_grouping: bool | None,
@@ -42,14 +44,16 @@ class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
         **kwargs,
     ) -> BatchFeature:
         groups, index = group_images_by_shape(images, disable_grouping=disable_grouping)
+        wanted = {size, target_size} if return_targets else {size}
         pixels, targets = {}, {}
         for shape, stack in groups.items():
-            pixels[shape], targets[shape] = self._both_sizes(stack, return_targets=return_targets, **kwargs)
+            fitted = self._fit(stack, wanted, **kwargs)
+            pixels[shape], targets[shape] = self._normalize_both(fitted, size, target_size, return_targets, **kwargs)
         data = {"pixel_values": reorder_images(pixels, index)}
         if return_targets:
             data["target_pixel_values"] = reorder_images(targets, index)
         if region_masks is not None:
-            masks = self._resized_masks(region_masks, images, **kwargs)
+            masks = self._resized_masks(region_masks, images, size=size, **kwargs)
             data["region_masks"] = [torch.from_numpy(mask).to(images[0].device) for mask in masks]
         return BatchFeature(data=data, tensor_type=return_tensors)
 

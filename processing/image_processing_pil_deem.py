@@ -163,7 +163,7 @@ class DeemImageProcessorMixin:
         self, images: ImageInput, region_masks: Any = None, **kwargs: Unpack[DeemImageProcessorKwargs]
     ) -> BatchFeature:
         images = self._prepare_image_like_inputs(images, **kwargs)
-        masks = self._prepare_region_masks(region_masks, [tuple(image.shape[-2:]) for image in images])
+        masks = self._prepare_region_masks(region_masks, [self._height_width(image) for image in images])
         return self._preprocess(images, region_masks=masks, **kwargs)
 
     def _prepare_region_masks(
@@ -208,7 +208,7 @@ class DeemImageProcessorMixin:
         """(H, W) bool each -> (1, h, w) float32 in {0, 1}: its image's resizing and crop, with nearest sampling."""
         resized = []
         for mask, image in zip(masks, images, strict=True):
-            height, width = image.shape[-2:]
+            height, width = self._height_width(image)
             new_height, new_width = (size.height, size.width) if do_resize else (height, width)
             full_height, full_width = new_height, new_width
             if do_resize and do_center_crop:
@@ -220,15 +220,36 @@ class DeemImageProcessorMixin:
             resized.append(mask[rows[:, None], columns][None].astype(np.float32))
         return resized
 
-    def _both_sizes(
+    def _fit(
         self,
         image: Any,
-        size: SizeDict,
-        target_size: SizeDict,
-        return_targets: bool,
+        sizes: set[SizeDict],
         do_resize: bool,
         do_center_crop: bool,
         resample: Any,
+        **kwargs,
+    ) -> dict[SizeDict, Any]:
+        """One picture, or several of one size, brought to each of `sizes`; grey levels as given."""
+        if not do_resize:
+            return dict.fromkeys(sizes, image)
+        if not do_center_crop:
+            return {size: self.resize(image, size, resample=resample) for size in sizes}
+        fitted = {}
+        # Largest first: the halvings for the larger size are the first halvings for the smaller one.
+        for size in sorted(sizes, key=lambda size: -size.height):
+            for height, width in halving_sizes(*self._height_width(image), size.height):
+                image = self.halve(image, SizeDict(height=height, width=width))
+            height, width = covering_size(*self._height_width(image), size.height)
+            covering = self.resize(image, SizeDict(height=height, width=width), resample=resample)
+            fitted[size] = self.center_crop(covering, size)
+        return fitted
+
+    def _normalize_both(
+        self,
+        fitted: dict[SizeDict, Any],
+        size: SizeDict,
+        target_size: SizeDict,
+        return_targets: bool,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
@@ -236,19 +257,7 @@ class DeemImageProcessorMixin:
         image_std: Any,
         **kwargs,
     ) -> tuple[Any, Any]:
-        """(..., 3, H, W) of one picture, or of several of one size -> encoder pixels, target pixels or None."""
-        wanted = {size, target_size} if return_targets else {size}
-        fitted = dict.fromkeys(wanted, image)
-        if do_resize and not do_center_crop:
-            fitted = {one: self.resize(image, one, resample=resample) for one in wanted}
-        elif do_resize:
-            # Largest first: the halvings for the larger size are the first halvings for the smaller one.
-            for one in sorted(wanted, key=lambda wanted_size: -wanted_size.height):
-                for halved in halving_sizes(*image.shape[-2:], one.height):
-                    image = self.halve(image, SizeDict(height=halved[0], width=halved[1]))
-                height, width = covering_size(*image.shape[-2:], one.height)
-                covering = self.resize(image, SizeDict(height=height, width=width), resample=resample)
-                fitted[one] = self.center_crop(covering, one)
+        """Pictures by size -> encoder pixels, and target pixels or None."""
         pixel_values = self.rescale_and_normalize(
             fitted[size], do_rescale, rescale_factor, do_normalize, image_mean, image_std
         )
@@ -258,6 +267,10 @@ class DeemImageProcessorMixin:
             fitted[target_size], do_rescale, rescale_factor, True, _HALF, _HALF
         )
 
+    @staticmethod
+    def _height_width(image: Any) -> tuple[int, int]:
+        return tuple(image.shape[-2:])
+
 
 class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
     __doc__ = (DeemImageProcessorMixin.__doc__ or "").replace(
@@ -265,48 +278,88 @@ class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
         "Both sizes of DEEM's pictures with PIL and NumPy: the reference, needs no torchvision.",
     )
 
-    def halve(self, image: np.ndarray, size: SizeDict) -> np.ndarray:
-        """Shrink by two with a box filter. (3, H, W) -> (3, H // 2, W // 2)."""
+    def process_image(
+        self, image: ImageInput, **kwargs: Unpack[DeemImageProcessorKwargs]
+    ) -> PIL.Image.Image | np.ndarray:
+        """One picture -> upright RGB: PIL pictures stay what they are, arrays and tensors become `(3, H, W)` arrays."""
+        if isinstance(image, PIL.Image.Image) and image.mode == "RGB":
+            return self._upright(image)  # no way through an array and back: PIL resizes it
+        return super().process_image(image, **kwargs)
+
+    @staticmethod
+    def _height_width(image: PIL.Image.Image | np.ndarray) -> tuple[int, int]:
+        return (image.height, image.width) if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
+
+    def resize(
+        self, image: PIL.Image.Image | np.ndarray, size: SizeDict, resample: PILImageResampling | None = None, **kwargs
+    ) -> PIL.Image.Image | np.ndarray:
+        """A picture of `size`, in the kind that was given."""
+        if isinstance(image, PIL.Image.Image):
+            return image.resize((size.width, size.height), resample=resample)
+        return super().resize(image, size, resample=resample, **kwargs)
+
+    def center_crop(
+        self, image: PIL.Image.Image | np.ndarray, size: SizeDict, **kwargs
+    ) -> PIL.Image.Image | np.ndarray:
+        """The middle of a picture that is at least of `size`, in the kind that was given."""
+        if isinstance(image, PIL.Image.Image):
+            left, top = (image.width - size.width) // 2, (image.height - size.height) // 2
+            return image.crop((left, top, left + size.width, top + size.height))
+        return super().center_crop(image, size, **kwargs)
+
+    def halve(self, image: PIL.Image.Image | np.ndarray, size: SizeDict) -> PIL.Image.Image | np.ndarray:
+        """Shrink by two with a box filter, (3, H, W) -> (3, H // 2, W // 2)."""
         return self.resize(image, size, resample=PILImageResampling.BOX)
 
     def rescale_and_normalize(
         self,
-        image: np.ndarray,
+        images: list[PIL.Image.Image | np.ndarray],
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
         image_mean: float | tuple[float, ...],
         image_std: float | tuple[float, ...],
-    ) -> np.ndarray:
-        """`(image * rescale_factor - mean) / std`, each step if asked for, in float32. (3, H, W) -> (3, H, W)."""
-        if image.dtype == np.uint8 and image.shape[0] == 3 and image[0].size > 256:
-            # The same arithmetic on the 256 values that a pixel can have, looked up: a fraction of the time.
-            values = np.repeat(np.arange(256, dtype=np.uint8)[None, None], 3, axis=0)
-            table = self.rescale_and_normalize(values, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-            looked_up = np.empty(image.shape, table.dtype)
-            for row, channel, out in zip(table[:, 0], image, looked_up, strict=True):
-                np.take(row, channel, out=out, mode="clip")
-            return looked_up
-        if do_rescale:
-            image = self.rescale(image, rescale_factor)
-        if do_normalize:
-            image = self.normalize(image, image_mean, image_std)
-        return image
+    ) -> np.ndarray | list[np.ndarray]:
+        """`(image * rescale_factor - mean) / std`, each step if asked for.
+
+        Pictures of one size -> (N, 3, h, w) float32; of several sizes -> one (3, h, w) each.
+        """
+
+        def computed(image: np.ndarray) -> np.ndarray:
+            image = self.rescale(image, rescale_factor) if do_rescale else image
+            return self.normalize(image, image_mean, image_std) if do_normalize else image
+
+        arrays = [np.moveaxis(np.asarray(i), -1, 0) if isinstance(i, PIL.Image.Image) else i for i in images]
+        if len({(array.shape, array.dtype.str) for array in arrays}) > 1 or arrays[0].dtype != np.uint8:
+            return [computed(array) for array in arrays]
+        # The same arithmetic on the 256 values that a pixel can have, looked up: a fraction of the time.
+        channels = arrays[0].shape[0]
+        table = computed(np.repeat(np.arange(256, dtype=np.uint8)[None, None], channels, axis=0))[:, 0]  # [3, 256]
+        looked_up = np.empty((len(arrays), *arrays[0].shape), table.dtype)
+        for array, out in zip(arrays, looked_up, strict=True):
+            for channel, row, place in zip(array, table, out, strict=True):
+                np.take(row, channel, out=place, mode="clip")
+        return looked_up
 
     def _preprocess(
         self,
-        images: list[np.ndarray],
+        images: list[PIL.Image.Image | np.ndarray],
+        size: SizeDict,
+        target_size: SizeDict,
         return_targets: bool,
         region_masks: list[np.ndarray | None] | None,
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
-        pairs = [self._both_sizes(image, return_targets=return_targets, **kwargs) for image in images]
-        data = {"pixel_values": [pixels for pixels, _ in pairs]}
-        if return_targets:
-            data["target_pixel_values"] = [target for _, target in pairs]
+        wanted = {size, target_size} if return_targets else {size}
+        fitted = [self._fit(image, wanted, **kwargs) for image in images]
+        by_size = {one: [sizes[one] for sizes in fitted] for one in wanted}
+        pixels, targets = self._normalize_both(by_size, size, target_size, return_targets, **kwargs)
+        data = {"pixel_values": pixels} | ({} if targets is None else {"target_pixel_values": targets})
+        if return_tensors is None:
+            data = {name: list(values) for name, values in data.items()}
         if region_masks is not None:
-            data["region_masks"] = self._resized_masks(region_masks, images, **kwargs)
+            data["region_masks"] = self._resized_masks(region_masks, images, size=size, **kwargs)
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 

@@ -235,5 +235,5 @@ def test_looked_up_values_are_those_of_the_arithmetic(do_rescale, do_normalize):
     image = np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8)
     expected = processor.rescale(image, settings[0]) if do_rescale else image
     expected = processor.normalize(expected, *settings[2:]) if do_normalize else expected
-    got = processor.rescale_and_normalize(image, do_rescale, *settings)
+    (got,) = processor.rescale_and_normalize([image], do_rescale, *settings)
     assert got.dtype == expected.dtype and np.array_equal(got, expected)

@@ -241,12 +241,16 @@ def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
     image = source if isinstance(source, Image.Image) else _opened(source, name)
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_PROPORTION * min(image.size):
         raise BadSample("image too large", name)
+    converted = None
     try:
-        return image.convert("RGB")
+        image.load()
+        # a picture that is RGB already is not copied
+        converted = image if image.mode == "RGB" and not getattr(image, "is_animated", False) else image.convert("RGB")
+        return converted
     except Exception as error:  # Pillow's decoders raise whatever the bytes make them trip over
         raise BadSample("truncated or broken image", name) from error
     finally:
-        if image is not source:
+        if image is not source and image is not converted:
             image.close()
 
 
