@@ -3,13 +3,15 @@
 
     python recipes/evaluate.py --model runs/demo/sft --reference runs/demo/initial --out runs/demo/evaluation
 
-Four figures, each beside its aim and what chance would give:
+Figures, each beside its aim and what chance would give:
 
 1. caption: the first kind of object that the caption names is the kind of the main object;
 2. colour: a question about an object's colour is answered exactly;
 3. consistency: DEEM's feedback loss lies below that of a reference (the composed model before pretraining), with the
    same noise and timesteps;
-4. drawing: a picture drawn from a caption that names one colour has it as its dominant colour.
+4. drawing: a picture drawn from a caption that names one colour has it as its dominant colour;
+5. region (with --num_regions, after the region stage): the description of a marked object names its colour first; and the
+   same where another object of the picture is marked, which must be near 0 if the mask is what decides.
 
 Writes `metrics.json` and `samples/` (pictures and `samples.json`), which the run report shows.
 """
@@ -20,7 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
+from recipes.data.dialogues import IMAGE, content
+from recipes.data.regions import INSTRUCTIONS
 from recipes.generate import (
     PROMPTS,
     batches,
@@ -57,6 +61,9 @@ class EvaluateArguments:
     num_questions: int = field(default=500, metadata={"help": "Pictures to ask about, one question each."})
     num_consistency: int = field(default=500, metadata={"help": "Pictures for the consistency loss."})
     num_drawings: int = field(default=100, metadata={"help": "Captions to draw."})
+    num_regions: int = field(
+        default=0, metadata={"help": "Pictures with a marked object to describe; for models of the region stage."}
+    )
     num_samples: int = field(default=8, metadata={"help": "Pictures on the sample sheet."})
     num_inference_steps: int = field(default=25, metadata={"help": "Denoising steps of a picture."})
     guidance_scale: float = field(default=3.5, metadata={"help": "Classifier-free guidance of drawn pictures."})
@@ -92,7 +99,13 @@ def one_colour_scenes(world: World, number: int) -> list[Scene]:
     return [scene for row in zip(*per_colour.values(), strict=True) for scene in row][:number]
 
 
-def share_right(what: str, aim: float, given: Sequence[str | None], truths: Sequence[str]) -> dict[str, Any]:
+def several_object_scenes(world: World, number: int) -> list[Scene]:
+    """The first unseen scenes with two objects or more."""
+    scenes = (world.scene(index) for index in count(HELD_OUT))
+    return list(islice((scene for scene in scenes if len(scene.objects) > 1), number))
+
+
+def share_right(what: str, aim: float | None, given: Sequence[str | None], truths: Sequence[str]) -> dict[str, Any]:
     """One figure of the report: the share of `given` that equals `truths`, beside its aim and what chance gives.
 
     Chance is always giving the most frequent of the right answers.
@@ -100,6 +113,42 @@ def share_right(what: str, aim: float, given: Sequence[str | None], truths: Sequ
     right = sum(one == truth for one, truth in zip(given, truths, strict=True))
     chance = max(Counter(truths).values()) / len(truths)
     return {"what": what, "value": right / len(truths), "aim": aim, "chance": chance, "count": len(truths)}
+
+
+def region_answers(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    scenes: Sequence[Scene],
+    marked: Sequence[int],
+    batch_size: int = 50,
+) -> list[str]:
+    """What is said of one object of each scene, by number, in the form of the region stage: picture, picture with mask."""
+    request = content(IMAGE, f" {INSTRUCTIONS['refcoco']} ", IMAGE)
+    prompt = processor.apply_chat_template([{"role": "user", "content": request}], add_generation_prompt=True)
+    images = [[scene.image] * 2 for scene in scenes]
+    masks = [[None, scene.objects[number].mask] for scene, number in zip(scenes, marked, strict=True)]
+    prompts = [prompt] * len(scenes)
+    return write_text(model, processor, prompts, images, batch_size, region_masks=masks, max_new_tokens=12)
+
+
+def region_figures(
+    model: PreTrainedModel, processor: ProcessorMixin, scenes: Sequence[Scene], batch_size: int = 50
+) -> dict[str, dict[str, Any]]:
+    """Share of marked objects whose colour is named first, with their own mask and with that of the next object.
+
+    Scenes have two objects or more; no colour occurs twice in a picture.
+    """
+    chosen = [scene.index % len(scene.objects) for scene in scenes]
+    others = [(number + 1) % len(scene.objects) for scene, number in zip(scenes, chosen, strict=True)]
+    truths = [scene.objects[number].colour for scene, number in zip(scenes, chosen, strict=True)]
+    figures = {}
+    for name, what, aim, marked in (
+        ("region", "marked objects whose colour is named", 0.60, chosen),
+        ("region_wrong_mask", "the same with another object's mask", None, others),
+    ):
+        said = region_answers(model, processor, scenes, marked, batch_size)
+        figures[name] = share_right(what, aim, [first_colour(text) for text in said], truths)
+    return figures
 
 
 def caption_figure(scenes: Sequence[Scene], captions: Sequence[str]) -> dict[str, Any]:
@@ -151,7 +200,8 @@ def format_figures(metrics: dict[str, dict[str, Any]]) -> str:
         beside = (
             f"chance {figure['chance']:.1%}" if "chance" in figure else "{loss:.4f} / {reference:.4f}".format(**figure)
         )
-        lines.append(f"{figure['what']:48s} {figure['value']:7.1%}   aim {figure['aim']:.0%}   {beside}")
+        aim = "       " if figure["aim"] is None else f"aim {figure['aim']:.0%}"
+        lines.append(f"{figure['what']:48s} {figure['value']:7.1%}   {aim}   {beside}")
     return "\n".join(lines)
 
 
@@ -243,6 +293,9 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
         prompts = [make_prompt(processor, arguments.draw_template, caption) for caption in captions]
         drawn = draw_pictures(model, processor, prompts, [[]] * len(prompts), batch_size=batch_size, **drawing)
         metrics["drawing"] = drawing_figure(captions, drawn)
+    if arguments.num_regions:
+        scenes = several_object_scenes(world, arguments.num_regions)
+        metrics |= region_figures(model, processor, scenes, batch_size)
     if arguments.num_samples:
         samples = []
         for scene in unseen[: arguments.num_samples]:

@@ -143,11 +143,13 @@ def make_inputs(
     processor: ProcessorMixin,
     prompts: Sequence[str],
     images: Sequence[Sequence[Image.Image | str]],
+    region_masks: Sequence[Sequence[Any]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Tokenise a batch of prompts, padded on the left, with the pictures of all rows in order, on the model's device."""
     pictures = [picture for row in images for picture in row]
+    regions = {} if region_masks is None else {"region_masks": [mask for row in region_masks for mask in row]}
     inputs = processor(
-        text=list(prompts), images=pictures or None, return_tensors="pt", padding=True, padding_side="left"
+        text=list(prompts), images=pictures or None, return_tensors="pt", padding=True, padding_side="left", **regions
     )
     return {name: value.to(model.device) for name, value in inputs.items()}
 
@@ -170,6 +172,7 @@ def write_text(
     prompts: Sequence[str],
     images: Sequence[Sequence[Image.Image | str]],
     batch_size: int = 50,
+    region_masks: Sequence[Sequence[Any]] | None = None,
     **generation_options: Any,
 ) -> list[str]:
     """Continue each prompt with text.
@@ -177,14 +180,17 @@ def write_text(
     Args:
         prompts: B texts with one image token per picture.
         images: B rows of pictures, PIL or file names.
+        region_masks: B rows of masks (H, W), one per picture; None for a whole picture.
         generation_options: any options of `model.generate`, such as `max_new_tokens` and `num_beams`.
 
     Returns:
         B continuations, without the prompt and without special tokens.
     """
     texts = []
-    for prompt_batch, image_batch in batches(batch_size, prompts, images):
-        inputs = make_inputs(model, processor, prompt_batch, image_batch)
+    masks = [None] * len(prompts) if region_masks is None else region_masks
+    for prompt_batch, image_batch, mask_batch in batches(batch_size, prompts, images, masks):
+        given = None if region_masks is None else mask_batch
+        inputs = make_inputs(model, processor, prompt_batch, image_batch, given)
         tokens = model.generate(**inputs, **generation_options)[:, inputs["input_ids"].shape[1] :]
         texts += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
     return texts

@@ -171,8 +171,9 @@ def figure_tiles(metrics: dict[str, dict[str, Any]]) -> str:
     """The figures of `metrics.json`, each beside its aim and what chance gives."""
     contents = []
     for figure in metrics.values():
-        reached = "good" if figure["value"] >= figure["aim"] else "bad"
-        beside = [f"aim {figure['aim']:.0%}"]
+        aim = figure["aim"]
+        reached = "" if aim is None else "good" if figure["value"] >= aim else "bad"
+        beside = [] if aim is None else [f"aim {aim:.0%}"]
         beside += [f"chance {figure['chance']:.0%}"] if "chance" in figure else []
         beside += [f"{figure['loss']:.3f} against {figure['reference']:.3f}"] if "reference" in figure else []
         contents.append(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from deem_fixtures import SIDE, tiny_model
 from PIL import Image
 
@@ -144,7 +145,7 @@ def test_bad_input_is_named(checkpoint: Path, pictures: list[str], tmp_path: Pat
 
 
 def test_evaluation_writes_figures_and_samples(checkpoint: Path, tmp_path: Path) -> None:
-    counts = {f"num_{name}": 3 for name in ("captions", "questions", "consistency", "drawings")}
+    counts = {f"num_{name}": 3 for name in ("captions", "questions", "consistency", "drawings", "regions")}
     metrics = evaluate.main(
         evaluate.EvaluateArguments(
             model=str(checkpoint),
@@ -157,7 +158,7 @@ def test_evaluation_writes_figures_and_samples(checkpoint: Path, tmp_path: Path)
         )
     )
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert set(metrics) == {"caption", "colour", "consistency", "drawing"}
+    assert set(metrics) == {"caption", "colour", "consistency", "drawing", "region", "region_wrong_mask"}
     assert all(figure["count"] == 3 for figure in metrics.values())
     assert metrics["consistency"]["value"] == 0  # the same model, the same noise
     samples = json.loads((tmp_path / "samples" / "samples.json").read_text())
@@ -179,6 +180,22 @@ def test_figures_count_right_answers() -> None:
     )
     drawn = [scene.image for scene in scenes[:3]] + [Image.new("RGB", (SIDE, SIDE), "white")]
     assert evaluate.drawing_figure(captions, drawn)["value"] == 0.75
+
+
+def test_marked_objects_are_described_from_their_masks(checkpoint: Path) -> None:
+    model, processor = generate.load_checkpoint(checkpoint)
+    scenes, seen = evaluate.several_object_scenes(World(), 3), []
+    assert all(len(scene.objects) > 1 and scene.index >= HELD_OUT for scene in scenes)
+    model.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    figures = evaluate.region_figures(model, processor, scenes, batch_size=3)
+    chosen = [scene.index % len(scene.objects) for scene in scenes]
+    assert figures["region"]["count"] == 3 and figures["region_wrong_mask"]["aim"] is None
+    for shift, masks in enumerate(seen):
+        wholes, regions = masks[::2].flatten(1), masks[1::2].flatten(1)
+        assert wholes.all()
+        pairs = zip(scenes, chosen, strict=True)
+        shares = [scene.objects[(k + shift) % len(scene.objects)].mask.mean() for scene, k in pairs]
+        torch.testing.assert_close(regions.mean(1), torch.tensor(shares, dtype=torch.float32), atol=0.01, rtol=0)
 
 
 def test_chance_is_the_most_frequent_answer() -> None:
