@@ -342,6 +342,36 @@ def test_every_format_trains_and_goes_on_where_it_was(world, tiny_processor, nam
     assert not whole.report.to_dict()[whole.sources[0].reader.name]["skipped"]
 
 
+def trained_runs(batch: dict, row: int) -> list[tuple[int, int]]:
+    """First and last position + 1 of each stretch of trained tokens."""
+    trained = np.flatnonzero(batch["labels"][row].numpy() != -100)
+    cuts = np.flatnonzero(np.diff(trained) > 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(trained, cuts)]
+
+
+@pytest.mark.parametrize("name", list(MORE_FORMATS))
+def test_what_is_trained_of_every_format(world, tiny_processor, name):
+    """Of dialogues what the assistant says, each with its eos, behind its marker; of documents and captions all text,
+    eos and start-of-image tokens, but not the one behind bos."""
+    collator, decode = DeemDataCollator(tiny_processor), tiny_processor.tokenizer.decode
+    data = DataArguments(data=[data_of(world, name)], pack_length=0, shuffle_buffer=7)
+    start = tiny_processor.tokenizer.convert_ids_to_tokens(tiny_processor.start_of_image_token_id)
+    for sample in itertools.islice(build_dataset(data, tiny_processor, 1, 0)[0], 10):
+        batch = collator([sample])
+        ids, trained = batch["input_ids"][0], batch["labels"][0] != -100
+        assert (batch["labels"][0][trained] == ids[trained]).all()
+        runs, said = trained_runs(batch, 0), decode(ids[trained])
+        if "messages" in sample:
+            answers = texts({"messages": [m for m in sample["messages"] if m["role"] == "assistant"]})
+            assert said == "".join(f" {answer.replace('<image>', start)}</s>" for answer in answers)
+            begins = [begin for begin, _ in runs if begin == 0 or ids[begin - 1] != tiny_processor.image_token_id]
+            assert len(begins) == len(answers)
+            assert all(decode(ids[:begin]).endswith("## ASSISTANT:") for begin in begins)
+        else:
+            expected = sample["text"].replace("<image>", start) + "</s>"
+            assert said == expected.removeprefix(start) and not trained[0]
+
+
 def test_every_family_has_a_format_that_the_world_writes(world):
     found = {find_files(data_of(world, name))[0] for name in MORE_FORMATS}
     assert found | {"captions", "interleaved", "questions"} == {format.family for format in FORMATS}
