@@ -13,12 +13,13 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test quality style clean
+.PHONY: help install demo test standards quality style clean
 
 help:
 	@echo "make install   .venv with the pinned CPU torch, this package (editable) and its development tools"
 	@echo "make demo      parts -> pretrain -> SFT -> generate -> evaluate -> report, on a CPU, resumable"
 	@echo "make test      the test suite"
+	@echo "make standards transformers' own test mixins against our classes (downloads them; see tests/standards)"
 	@echo "make quality   ruff check and ruff format --check"
 	@echo "make style     ruff check --fix and ruff format"
 	@echo "make clean     remove caches and build products (keeps .venv and runs)"
@@ -40,6 +41,26 @@ demo: $(STAMP)
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
+
+# The mixins come with the source of the pinned transformers; TRANSFORMERS_TESTS names the `tests` of a clone instead,
+# which also has those of generation.
+TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
+TRANSFORMERS_TESTS ?= $(VENV)/transformers-tests
+
+standards: export OMP_NUM_THREADS := 1
+standards: export TRANSFORMERS_TESTS := $(TRANSFORMERS_TESTS)
+standards: $(STAMP) $(TRANSFORMERS_TESTS)/__init__.py
+	$(BIN)/python -c "import parameterized" 2>/dev/null || $(BIN)/python -m pip install -qq parameterized
+	$(BIN)/python -m pytest -q -n 2 -W ignore::pytest.PytestUnknownMarkWarning tests/standards
+
+$(VENV)/transformers-tests/__init__.py: constraints.txt | $(STAMP)
+	rm -rf $(@D) $(VENV)/transformers-source
+	$(BIN)/python -m pip download -qq --no-deps --no-binary transformers -d $(VENV)/transformers-source \
+		transformers==$(TRANSFORMERS)
+	mkdir -p $(@D)
+	tar -xzf $(VENV)/transformers-source/*.tar.gz -C $(@D) --strip-components=2 transformers-$(TRANSFORMERS)/tests
+	rm -r $(VENV)/transformers-source
+	touch $@
 
 quality: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
