@@ -20,7 +20,7 @@ NUM_PICTURES = 2500  # per format
 SIZE = 64
 # Where write_formats puts a format.
 FOLDERS = {"mmc4": "mmc4_annts"} | {
-    name: name for name in ("captions", "vqa", "karpathy", "refcoco", "vg", "coco", "osprey", "refcoco_masks")
+    name: name for name in ("captions", "vqa", "karpathy", "refcoco", "vg", "coco", "osprey", "refcoco_masks", "chats")
 }
 NUM_HELD_OUT = 200  # pictures, per format
 

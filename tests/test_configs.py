@@ -9,7 +9,7 @@ from accelerate.commands.config import load_config_from_file
 from deem_fixtures import tiny_config, tiny_model
 from transformers.training_args import OptimizerNames
 
-from recipes import pretrain, sft
+from recipes import pretrain, sft, sft_trl
 from recipes.defaults import parse_recipe
 from recipes.plan import WAYS, memory, unit_bytes
 from recipes.running import planned_config
@@ -22,17 +22,24 @@ def parse(recipe, *args):
     return parse_recipe(recipe.ARGUMENTS, recipe.CONFIG, args)
 
 
+def recipe_of(config: Path):
+    if config.name.startswith("sft_trl"):
+        return sft_trl
+    return sft if config.name.startswith("sft") else pretrain
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_parses_and_says_how_to_launch_it(config):
-    recipe = sft if config.name.startswith("sft") else pretrain
+    recipe = recipe_of(config)
     # --use_cpu: bf16 is refused on a machine without a GPU otherwise
-    _, _, data, training = parse(recipe, "--config", str(config), "--use_cpu", "true")
+    *parsed, training = parse(recipe, "--config", str(config), "--use_cpu", "true")
     assert training.max_steps > 0 and training.freeze and isinstance(training.groups, dict)
     assert all(isinstance(value, float) for group in training.groups.values() for value in group.values())
     assert training.accelerator_config.dispatch_batches is False and training.remove_unused_columns is False
     text = config.read_text()
     assert text.startswith("#") and f"recipes/{recipe.__name__.split('.')[-1]}.py --config" in text
-    assert (data.pack_length == 0) == (recipe is sft)
+    if recipe is not sft_trl:  # which reads rows of its own, never packed
+        assert (parsed[2].pack_length == 0) == (recipe is sft)
 
 
 ACCELERATE = sorted((CONFIGS[0].parent / "accelerate").glob("*.yaml"))
@@ -51,7 +58,7 @@ def test_every_accelerate_config_is_read_by_accelerate(config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_has_a_plan(config, tmp_path, monkeypatch, capsys):
-    recipe = sft if config.name.startswith("sft") else pretrain
+    recipe = recipe_of(config)
     flags = ["--config", str(config), "--max_steps", "0", "--dry_run"]
     flags += ["--output_dir", str(tmp_path / "run")]
     if config.name.endswith("_cpu.yaml"):  # what its parts or checkpoint will be is not known before they are trained
@@ -64,7 +71,9 @@ def test_every_config_has_a_plan(config, tmp_path, monkeypatch, capsys):
     assert ("6,607,368,192" in plan) == official  # the language model's parameters
     assert "steps       0" in plan and all(f"{way} " in plan for way in WAYS)
     assert not (tmp_path / "run").exists()
-    if config.name.endswith("_single_gpu.yaml"):  # 24 GB, of which activations need some
+    if (
+        config.name.endswith("_single_gpu.yaml") or config.name == "sft_trl.yaml"
+    ):  # 24 GB, of which activations need some
         assert float(plan.split("DDP")[1].split()[3]) < 22
 
 
