@@ -7,7 +7,7 @@ Letters: B sequences, T tokens, N images given, D language width, H picture side
 import torch
 from diffusers import SchedulerMixin
 
-from .attention_deem import DeemImageStates
+from .attention_deem import DeemImageStates, leave_with_cache
 from .image_decoder_deem import DeemImageDecoder, gather_contexts, previous_features
 from .interleaving_deem import InterleavingMixin
 from .text_deem import last_document_start
@@ -24,13 +24,16 @@ class DeemGenerationMixin(InterleavingMixin):
         Raises:
             ValueError: image tokens in the prompt, but no images.
         """
+        if (tokenizer := kwargs.get("tokenizer")) is not None:  # `transformers serve` gives the processor
+            kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         mask, prompt = kwargs.get("attention_mask"), kwargs.get("input_ids") if inputs is None else inputs
+        is_reordered = getattr(kwargs.get("past_key_values"), "padding_comes_first", False)  # by an earlier call
         sources = ("pixel_values", "mm_encoder_outputs", "image_states", "past_key_values", "inputs_embeds")
         if prompt is not None and all(kwargs.get(name) is None for name in sources):
             self.model.get_placeholder_mask(
                 prompt == self.config.image_token_id, self.lm_head.weight.new_zeros(0, 1, 1)
             )
-        if mask is None or mask.dim() != 2 or bool(mask[:, -1].all()):
+        if mask is None or mask.dim() != 2 or (bool(mask[:, -1].all()) and not is_reordered):
             return super().generate(inputs, *args, **kwargs)
         order = mask.long().argsort(dim=1, stable=True)  # padding first
         rows = torch.arange(len(mask), device=mask.device)[:, None]
@@ -41,6 +44,8 @@ class DeemGenerationMixin(InterleavingMixin):
         if prompt is not None:
             sequences = outputs if torch.is_tensor(outputs) else outputs.sequences
             sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
+        if (cache := getattr(outputs, "past_key_values", None)) is not None:
+            cache.padding_comes_first = True
         return outputs
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, **kwargs) -> dict:
@@ -48,6 +53,7 @@ class DeemGenerationMixin(InterleavingMixin):
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
         if model_kwargs.get("image_states") is None:
             model_kwargs["image_states"] = outputs.image_states
+            leave_with_cache(outputs.past_key_values, outputs.image_states)
         return model_kwargs
 
     def prepare_inputs_for_generation(
@@ -60,10 +66,19 @@ class DeemGenerationMixin(InterleavingMixin):
         """
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         cache, states = inputs.get("past_key_values"), inputs.get("image_states")
-        images = (inputs.get("mm_encoder_outputs") or {}).get("image")
         cached = cache is not None and cache.get_seq_length() > 0
+        if cache is not None and not cached and kwargs.get("mm_encoder_outputs"):
+            # transformers takes the first step of an assistant model for a later one, without images.
+            inputs["mm_encoder_outputs"] = kwargs["mm_encoder_outputs"]
+        images = (inputs.get("mm_encoder_outputs") or {}).get("image")
         if images is None or inputs.get("input_ids") is None or (states is None and not cached):
             return inputs
+        if states is None and getattr(cache, "image_states", None) is not None:
+            count, size = len(images.pooler_output), self.config.num_image_tokens
+            if count * size == (inputs["input_ids"] == self.config.image_token_id).sum() < (
+                input_ids == self.config.image_token_id
+            ).sum():
+                return inputs  # images of the new tokens only; those before are with the cache
         # All tokens anew (no cache), or the first ones behind a cache that an earlier call has left.
         prompt = input_ids.shape[1] if states is None else states.prompt_length
         new = inputs["input_ids"].shape[1]

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 
 from .image_processing_pil_deem import DeemImageProcessorPil
@@ -167,17 +168,7 @@ class DeemProcessor(ProcessorMixin):
             tokenizer.add_special_tokens({"eos_token": "</s>"})
         if tokenizer.pad_token is None:
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
-        _set_and_save(tokenizer, "padding_side", "left")
-        _set_and_save(tokenizer, "model_input_names", ["input_ids", "attention_mask"])
-        if not _puts_bos_and_no_eos(tokenizer):
-            _set_and_save(tokenizer, "add_bos_token", True)
-            _set_and_save(tokenizer, "add_eos_token", False)
-        if not _puts_bos_and_no_eos(tokenizer):
-            raise ValueError(
-                f"{type(tokenizer).__name__} encodes 'a' as {tokenizer('a').input_ids}; expected bos "
-                f"({tokenizer.bos_token_id}) in front and no eos ({tokenizer.eos_token_id}) behind. Configure it so, or "
-                "use a fast tokenizer."
-            )
+        _put_bos_in_front(tokenizer)
         return cls(
             DeemImageProcessorPil(
                 size=_encoder_size(image_processor),
@@ -309,6 +300,21 @@ def _set_and_save(tokenizer: PreTrainedTokenizerBase, name: str, value: Any) -> 
     tokenizer.init_kwargs[name] = value  # what `save_pretrained` writes
 
 
+def _put_bos_in_front(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set a tokenizer to pad on the left and to put bos in front and no eos behind; these settings are saved with it."""
+    _set_and_save(tokenizer, "padding_side", "left")
+    _set_and_save(tokenizer, "model_input_names", ["input_ids", "attention_mask"])
+    if not _puts_bos_and_no_eos(tokenizer):
+        _set_and_save(tokenizer, "add_bos_token", True)
+        _set_and_save(tokenizer, "add_eos_token", False)
+    if not _puts_bos_and_no_eos(tokenizer):
+        raise ValueError(
+            f"{type(tokenizer).__name__} encodes 'a' as {tokenizer('a').input_ids}; expected bos "
+            f"({tokenizer.bos_token_id}) in front and no eos ({tokenizer.eos_token_id}) behind. Configure it so, or "
+            "use a fast tokenizer."
+        )
+
+
 def _puts_bos_and_no_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer("a").input_ids
     return ids[0] == tokenizer.bos_token_id and ids[-1] != tokenizer.eos_token_id
@@ -331,5 +337,9 @@ def _encoder_size(image_processor: BaseImageProcessor) -> dict[str, int]:
         )
     return size
 
+
+# `transformers serve` loads the processor first, and then looks for the model in this table of names, not among the Auto
+# classes: without an entry it cannot serve code that came with a checkpoint.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("deem", "DeemForConditionalGeneration")
 
 __all__ = ["CHAT_TEMPLATE", "GROUNDING_TOKENS", "DeemProcessor"]

@@ -1,6 +1,8 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """The repo folder: what lies in it, that it loads without the package and answers the same, and what is refused."""
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -8,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 from conftest import build_tokenizer
 from deem_fixtures import STRUCTURE, Q, tiny_model
-from transformers import ConvNextImageProcessorPil
+from transformers import AutoModel, AutoProcessor, ConvNextImageProcessorPil
 
 import hub_upload
 from processing import DeemProcessor
@@ -100,6 +104,62 @@ def test_a_folder_that_does_not_load_is_refused(repo, tmp_path) -> None:
     (broken / "losses_deem.py").unlink()
     with pytest.raises(RuntimeError, match="(?s)does not load with trust_remote_code.*losses_deem"):
         hub_upload.probe(broken, with_package=False, drawing_steps=0)
+
+
+# What `transformers serve --trust-remote-code` does with a request; the server itself needs packages of its own.
+SERVE = """
+import json, sys
+sys.modules["modeling_deem"] = sys.modules["processing"] = None
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.utils import BaseHandler
+
+folder, request = sys.argv[1], json.loads(sys.argv[2])
+manager = ModelManager(device="cpu", trust_remote_code=True, force_model=folder)
+model, processor = manager.load_model_and_processor(manager.process_model_name(folder))
+modality = manager.get_model_modality(model, processor)
+messages = BaseHandler.get_processor_inputs_from_messages(request, modality)
+options = {"add_generation_prompt": True, "tools": None, "load_audio_from_video": False, "return_dict": True}
+inputs = processor.apply_chat_template(messages, tokenize=True, return_tensors="pt", **options)
+letters = {token: text for text, token in processor.tokenizer.get_vocab().items() if text in "abcdefghijklmnopqrstuvwxyz"}
+others = [token for token in range(model.config.text_config.vocab_size) if token not in letters]
+stop = {"stop_strings": list(letters.values()), "suppress_tokens": others}
+answers = [
+    model.generate(**inputs, max_new_tokens=8, do_sample=False, tokenizer=processor, **more)[0].tolist()
+    for more in ({}, stop)
+]
+prompt = inputs["input_ids"].shape[1]
+print("SERVED " + json.dumps({"answers": [answer[prompt:] for answer in answers], "modality": modality.name}))
+"""
+
+
+def test_it_is_served_without_the_package(repo, checkpoint, tmp_path) -> None:
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    url = {"url": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()}
+    text = {"type": "text", "text": "What is this?"}
+    request = [{"role": "user", "content": [{"type": "image_url", "image_url": url}, text]}]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", SERVE, str(repo), json.dumps(request)],
+        cwd=tmp_path,
+        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in result.stdout.splitlines() if line.startswith("SERVED ")]
+    assert lines, result.stderr[-3000:]
+    served = json.loads(lines[0].removeprefix("SERVED "))
+    assert served["modality"] == "MULTIMODAL"
+
+    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture}, text]}]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(chat, **options)
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    answer, stopped = served["answers"]
+    assert answer == expected.tolist()
+    assert len(stopped) == 1  # it can only write letters, and each of them is a stop string
 
 
 def test_differences_are_refused() -> None:
