@@ -117,19 +117,7 @@ def convert(
     unused = UNUSED[source]
     if not any(name.startswith("image_decoder.") for name in shapes):
         unused = unused + UNUSED_WITHOUT_DIFFUSION
-    given = {rename(name, RULES[source]) for name in weights if not HEAD_NEW.match(name)}
-    expected = set(expected) | ({name.replace(".head.", ".head_new.") for name in weights if HEAD.match(name)})
-    absent = sorted(
-        name
-        for name in expected - weights.keys()
-        if HEAD_NEW.match(name) or rename(name, RULES[source]) not in given  # under its other name
-    )
-    if absent:
-        raise ValueError(
-            f"{len(absent)} tensors are missing from the weights: {shorten(absent)}. Give the file that holds them "
-            "with --extra."
-        )
-
+    check_present(weights, source, expected)
     result, added, came_from = Conversion(), {}, {}
     for name, tensor in weights.items():
         if (compute := find(name, RECOMPUTED)) is not None:
@@ -158,22 +146,48 @@ def convert(
             continue
         result.state[target], came_from[target] = value.contiguous().clone(), name
         result.sources[name] = ["converted", target]
-
     for name, target in added.items():
-        rows, whole = weights[name], result.state[target]
-        given = whole[-(len(rows) if new_tokens is None else new_tokens) :]
-        check_shape(name, rows, rows.shape, f"the last rows of {target}", given.shape)
-        merged = whole[-len(rows) :].float() + rows.float()
-        whole[-len(rows) :] = merged.to(whole.dtype)
+        add_new_rows(result.state[target], name, weights[name], target, new_tokens)
+    result.fresh = started_anew(result.state, shapes, source)
+    return result
 
-    missing = [name for name in shapes if name not in result.state]
-    result.fresh = {name: reason for name in missing if (reason := find(name, FRESH[source])) is not None}
-    if missing := [name for name in missing if name not in result.fresh]:
+
+def check_present(weights: dict[str, torch.Tensor], source: str, expected: Iterable[str]) -> None:
+    """Refuse weights that lack an expected tensor, or the head's new rows that belong to a head."""
+    given = {rename(name, RULES[source]) for name in weights if not HEAD_NEW.match(name)}
+    expected = set(expected) | {name.replace(".head.", ".head_new.") for name in weights if HEAD.match(name)}
+    absent = sorted(
+        name
+        for name in expected - weights.keys()
+        if HEAD_NEW.match(name) or rename(name, RULES[source]) not in given  # under its other name
+    )
+    if absent:
         raise ValueError(
-            f"{len(missing)} tensors of the model are missing from the weights (under our names): {shorten(missing)}. "
+            f"{len(absent)} tensors are missing from the weights: {shorten(absent)}. Give the file that holds them "
+            "with --extra."
+        )
+
+
+def add_new_rows(
+    whole: torch.Tensor, name: str, rows: torch.Tensor, target: str, new_tokens: int | None = None
+) -> None:
+    """Add the head of the new tokens to the last rows of the whole head, in place."""
+    given = whole[-(len(rows) if new_tokens is None else new_tokens) :]
+    check_shape(name, rows, rows.shape, f"the last rows of {target}", given.shape)
+    merged = whole[-len(rows) :].float() + rows.float()
+    whole[-len(rows) :] = merged.to(whole.dtype)
+
+
+def started_anew(state: dict[str, torch.Tensor], shapes: dict[str, torch.Size], source: str) -> dict[str, str]:
+    """Tensors of the model that no source has and that start fresh, with the reason; any other missing one is an error."""
+    missing = [name for name in shapes if name not in state]
+    fresh = {name: reason for name in missing if (reason := find(name, FRESH[source])) is not None}
+    if lost := [name for name in missing if name not in fresh]:
+        raise ValueError(
+            f"{len(lost)} tensors of the model are missing from the weights (under our names): {shorten(lost)}. "
             "Give the file that holds them with --extra, or the config that belongs to the weights."
         )
-    return result
+    return fresh
 
 
 def shorten(names: list[str]) -> str:
@@ -219,19 +233,7 @@ def deem_config(
     """
     convnext, llm, tokens = source["convnext"], source["llm"], source["special_token_dict"]
     grids = [source["image_size"] // stride for stride in (4, 8, 16, 32)]
-    decoder = overrides.pop("image_decoder_config", {})
-    if source.get("unet"):
-        scheduler = {key: value for key, value in source["scheduler"].items() if not key.startswith("_")}
-        decoder = {
-            "denoiser": {**source["unet"], "_class_name": "UNet2DConditionModel"},
-            "vae": {**source["vae"], "_class_name": "AutoencoderKL"},
-            # The original loads the pipeline's scheduler file, whatever its class, into DDPM.
-            "scheduler": {"timestep_spacing": "leading", **scheduler, "_class_name": "DDPMScheduler"},
-            "perceiver_config": perceiver_config(source["perceiver_dec"]),
-            "fusion_size": source["mmfsnet_attn_dim"],
-            "condition_dropout": source.get("uncond_prob", 0.1),
-            **decoder,
-        }
+    decoder = decoder_config(source) | overrides.pop("image_decoder_config", {})
     return DeemConfig(
         vision_config={
             "model_type": "convnext",
@@ -264,6 +266,22 @@ def deem_config(
         consistency_loss_weight=source.get("loss_sniffer_weight", 5.0),
         **overrides,
     )
+
+
+def decoder_config(source: dict[str, Any]) -> dict[str, Any]:
+    """Fields of our image decoder's config; none for a model without one."""
+    if not source.get("unet"):
+        return {}
+    scheduler = {key: value for key, value in source["scheduler"].items() if not key.startswith("_")}
+    return {
+        "denoiser": {**source["unet"], "_class_name": "UNet2DConditionModel"},
+        "vae": {**source["vae"], "_class_name": "AutoencoderKL"},
+        # The original loads the pipeline's scheduler file, whatever its class, into DDPM.
+        "scheduler": {"timestep_spacing": "leading", **scheduler, "_class_name": "DDPMScheduler"},
+        "perceiver_config": perceiver_config(source["perceiver_dec"]),
+        "fusion_size": source["mmfsnet_attn_dim"],
+        "condition_dropout": source.get("uncond_prob", 0.1),
+    }
 
 
 def perceiver_config(source: dict[str, Any]) -> dict[str, Any]:

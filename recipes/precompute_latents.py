@@ -136,6 +136,9 @@ def compare(
 
 
 def main() -> None:
+    if sys.argv[1:2] in (["--help"], ["-h"]):
+        print(f"{__doc__}\nAll options: python {sys.argv[0]} pretrain --help")
+        return
     if len(sys.argv) < 2 or sys.argv[1] not in RECIPES:
         raise ValueError(f"The first word names the recipe to compute for: {' or '.join(RECIPES)}.")
     recipe = RECIPES[sys.argv[1]]

@@ -282,50 +282,65 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
         )
     pictures = run / "report"
     pictures.mkdir(exist_ok=True)
-
-    curves = []
-    for stage in stages:
-        drawn = []
-        for key, label in CURVES.items():
-            steps, values = stage.curve(key)
-            if steps:
-                drawn.append(inline(plot_curve(steps, values, label, pictures / f"{stage.name}_{key}.png"), label))
-        curves.append(f"<h3>{escape(stage.name)}</h3>{cards('curves', drawn)}" if drawn else "")
     if samples:
         plot_sheet(samples, evaluation / "samples", pictures / "sheet.png")
-    parts = [f"<h3>{escape(stage.name)}</h3>{parts_table(stage.parts)}" for stage in stages if stage.parts]
-    costs = table(["stage", "steps", "per step (median)", "in all", "peak memory"], map(cost_row, stages))
-    data = [row for stage in stages for row in data_rows(stage)]
-
     title = title or f"Run {run.resolve().name}"
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    body = [
-        section("Figures", "On pictures that the model was not trained on.", figure_tiles(metrics)),
-        section("Losses", "Pale: as logged. Strong: exponential mean over a twentieth of the run.", *curves),
-        section(
-            "What the encoder sees",
-            "Left to right: the input; the picture redrawn from its own image tokens; a picture drawn from the true caption.",
-            sheet_cards(samples, evaluation / "samples"),
-        ),
-        section("Answers", "One question per picture.", answer_cards(samples, evaluation / "samples")),
-        section("Parameters", "What trained and what stayed as it was, per part.", *parts),
-        section("Time and memory", "Of the training process.", costs),
-        section(
-            "Data",
-            "Samples used in training, left out by the format's rules, and skipped as unusable.",
-            table(["source", "read", "left out", "skipped", "why"], data),
-        ),
-    ]
+    body = "".join(
+        [
+            section("Figures", "On pictures that the model was not trained on.", figure_tiles(metrics)),
+            section(
+                "Losses",
+                "Pale: as logged. Strong: exponential mean over a twentieth of the run.",
+                *(stage_curves(stage, pictures) for stage in stages),
+            ),
+            *sample_sections(samples, evaluation / "samples"),
+            *stage_sections(stages),
+        ]
+    )
     html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>"
         f"<header><h1>{escape(title)}</h1><p>DEEM · {' → '.join(escape(stage.name) for stage in stages)}</p></header>"
-        f"{''.join(body)}<footer>Written by recipes/report.py</footer></main></body></html>\n"
+        f"{body}<footer>Written by recipes/report.py</footer></main></body></html>\n"
     )
     path = run / "report.html"
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def stage_curves(stage: Stage, pictures: Path) -> str:
+    """The loss curves of a stage, also written as PNG files."""
+    drawn = []
+    for key, label in CURVES.items():
+        steps, values = stage.curve(key)
+        if steps:
+            drawn.append(inline(plot_curve(steps, values, label, pictures / f"{stage.name}_{key}.png"), label))
+    return f"<h3>{escape(stage.name)}</h3>{cards('curves', drawn)}" if drawn else ""
+
+
+def sample_sections(samples: Sequence[dict[str, str]], folder: Path) -> list[str]:
+    """What the encoder sees, and the answers."""
+    order = "Left to right: the input; the picture redrawn from its own image tokens; a picture drawn from the true caption."
+    return [
+        section("What the encoder sees", order, sheet_cards(samples, folder)),
+        section("Answers", "One question per picture.", answer_cards(samples, folder)),
+    ]
+
+
+def stage_sections(stages: Sequence[Stage]) -> list[str]:
+    """Parameters, costs and data of the stages."""
+    parts = [f"<h3>{escape(stage.name)}</h3>{parts_table(stage.parts)}" for stage in stages if stage.parts]
+    costs = table(["stage", "steps", "per step (median)", "in all", "peak memory"], map(cost_row, stages))
+    data = table(
+        ["source", "read", "left out", "skipped", "why"], [row for stage in stages for row in data_rows(stage)]
+    )
+    return [
+        section("Parameters", "What trained and what stayed as it was, per part.", *parts),
+        section("Time and memory", "Of the training process.", costs),
+        section("Data", "Samples used in training, left out by the format's rules, and skipped as unusable.", data),
+    ]
 
 
 def main(arguments: ReportArguments) -> None:

@@ -3,13 +3,14 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ConvNextImageProcessorPil, PreTrainedTokenizerFast
 
@@ -31,6 +32,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests that train: on tiny tensors several threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

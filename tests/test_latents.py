@@ -24,12 +24,7 @@ from recipes.world import World, write_formats
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +210,6 @@ def test_the_recipe_fills_a_cache_that_training_takes(world, tiny_processor, tmp
     monkeypatch.setattr(sys, "argv", ["precompute_latents.py", "train", *options])
     with pytest.raises(ValueError, match="The first word names the recipe"):
         precompute_latents.main()
+    monkeypatch.setattr(sys, "argv", ["precompute_latents.py", "--help"])
+    precompute_latents.main()
+    assert "first word names the recipe" in capsys.readouterr().out

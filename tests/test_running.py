@@ -15,13 +15,7 @@ from recipes.answering import answer_of, is_question, normalised, share_answered
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.world import HELD_OUT, World, write_formats
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

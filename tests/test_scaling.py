@@ -19,12 +19,7 @@ FOLDER = Path(__file__).resolve().parent
 WEIGHTS = {"text_loss": 1.0, "image_loss": 5.0, "consistency_loss": 5.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
