@@ -3,7 +3,7 @@
 
     python recipes/evaluate.py --model runs/demo/sft --reference runs/demo/initial --out runs/demo/evaluation
 
-Figures, each beside its aim and what chance would give:
+Figures, each beside its aim (where there is one) and what chance would give:
 
 1. caption: the first kind of object that the caption names is the kind of the main object;
 2. colour: a question about an object's colour is answered exactly;
@@ -142,12 +142,12 @@ def region_figures(
     others = [(number + 1) % len(scene.objects) for scene, number in zip(scenes, chosen, strict=True)]
     truths = [scene.objects[number].colour for scene, number in zip(scenes, chosen, strict=True)]
     figures = {}
-    for name, what, aim, marked in (
-        ("region", "marked objects whose colour is named", 0.60, chosen),
-        ("region_wrong_mask", "the same with another object's mask", None, others),
+    for name, what, marked in (
+        ("region", "marked objects whose colour is named", chosen),
+        ("region_wrong_mask", "the same with another object's mask", others),
     ):
         said = region_answers(model, processor, scenes, marked, batch_size)
-        figures[name] = share_right(what, aim, [first_colour(text) for text in said], truths)
+        figures[name] = share_right(what, None, [first_colour(text) for text in said], truths)
     return figures
 
 

@@ -189,7 +189,7 @@ def test_marked_objects_are_described_from_their_masks(checkpoint: Path) -> None
     model.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     figures = evaluate.region_figures(model, processor, scenes, batch_size=3)
     chosen = [scene.index % len(scene.objects) for scene in scenes]
-    assert figures["region"]["count"] == 3 and figures["region_wrong_mask"]["aim"] is None
+    assert figures["region"]["count"] == 3 and figures["region_wrong_mask"]["count"] == 3
     for shift, masks in enumerate(seen):
         wholes, regions = masks[::2].flatten(1), masks[1::2].flatten(1)
         assert wholes.all()

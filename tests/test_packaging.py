@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import re
 import subprocess
 import sys
 import zipfile
@@ -69,5 +70,5 @@ def test_wheel_does_not_pin_torch(wheel: Path) -> None:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode()
     required = [line.split(": ", 1)[1] for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
-    (torch,) = [requirement for requirement in required if requirement.startswith("torch")]
+    (torch,) = [requirement for requirement in required if re.match(r"torch\b", requirement)]
     assert ">=" in torch and "==" not in torch and "<" not in torch
