@@ -2,8 +2,8 @@
 """The built wheel: which names it puts at the top level, and that they import where only the wheel is installed."""
 
 import os
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
