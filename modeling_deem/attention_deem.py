@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
@@ -182,6 +183,7 @@ class DeemImageStates:
         tables: the synchroniser's position tables per layer, kept likewise.
         keep_values: whether to fill both.
         prompt_length: tokens of the prompt that `visible` was made from, when the sequence grows from there.
+        prompt_visible: bool (B, T, n), what every token since the start of the sequence sees.
     """
 
     features: torch.Tensor
@@ -193,10 +195,49 @@ class DeemImageStates:
     tables: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     keep_values: bool = False
     prompt_length: int = 0
+    prompt_visible: torch.Tensor | None = None
 
     def after(self, length: int) -> "DeemImageStates":
         """The states of `length` more tokens behind these: they see what the last one saw."""
         return replace(self, visible=self.visible[:, -1:].expand(-1, length, -1))
+
+    def behind(self, length: int, is_bos: torch.Tensor) -> "DeemImageStates":
+        """The states of new tokens behind the first `length` tokens of the sequence, as if all were read at once.
+
+        Args:
+            is_bos: bool (B, T), over the new tokens; from one on, the earlier images are out of sight.
+        """
+        states, rows = self, len(self.prompt_visible)
+        if len(is_bos) != rows:  # a cache whose rows were repeated
+            times, rest = divmod(len(is_bos), rows)
+            if rest:
+                raise ValueError(
+                    f"{len(is_bos)} sequences behind a cache of {rows}. Give one per sequence in the cache."
+                )
+            values = {key: value.repeat_interleave(times, dim=0) for key, value in self.values.items()}
+            index, seen = (each.repeat_interleave(times, dim=0) for each in (self.index, self.prompt_visible))
+            states = replace(self, index=index, prompt_visible=seen, values=values)
+        seen = states.prompt_visible[:, :length]
+        later = seen[:, -1:].expand(-1, length - seen.shape[1], -1)
+        visible = seen[:, -1:] & (is_bos.cumsum(1) == 0)[..., None]  # [B, T, n]
+        return replace(states, visible=visible, prompt_visible=torch.cat([seen, later, visible], dim=1))
+
+    def join(self, new: "DeemImageStates") -> "DeemImageStates":
+        """These states and those of the images among the new tokens, in order of appearance."""
+        if self.sides != new.sides:
+            raise ValueError(
+                f"The new images' feature maps are {new.sides}, those of the images in the cache {self.sides}. Use "
+                "pictures of one size in a sequence."
+            )
+        before = self.prompt_visible.shape[1] - new.visible.shape[1]
+        earlier = new.visible.new_zeros(len(new.visible), before, new.visible.shape[-1])
+        return replace(
+            new,
+            features=torch.cat([self.features, new.features]),
+            index=torch.cat([self.index, new.index + len(self.features)], dim=1),
+            visible=torch.cat([self.visible, new.visible], dim=-1),
+            prompt_visible=torch.cat([self.prompt_visible, torch.cat([earlier, new.visible], dim=1)], dim=-1),
+        )
 
     def get_values(self, key: int, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Projected values (B, n, H, c, S) of block `key`; `project` maps features (N, S, E) to (N, H, c, S)."""
@@ -207,6 +248,15 @@ class DeemImageStates:
         if self.keep_values:
             self.values[key] = values
         return values
+
+
+def leave_with_cache(cache: Cache | None, states: DeemImageStates) -> None:
+    """Keep the states where the keys and values of the same tokens are, for those who go on from there without images.
+
+    Without the modules, so that a copy of the cache copies none.
+    """
+    if cache is not None and not torch.compiler.is_compiling():
+        cache.image_states = replace(states, blocks=None)
 
 
 class DeemImageAttention(nn.Module):
@@ -249,4 +299,4 @@ class DeemImageAttention(nn.Module):
         return torch.tanh(self.gate) * residual
 
 
-__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "DeemImageStates", "parameter_of"]
+__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "DeemImageStates", "leave_with_cache", "parameter_of"]

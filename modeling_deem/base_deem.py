@@ -75,6 +75,7 @@ class DeemPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True  # the steps of generation
     _skip_keys_device_placement = ["past_key_values", "fusion"]
     _no_split_modules = ["DeemImageAttention", "DeemFusionBlock", "DeemPerceiverLayer"]
 

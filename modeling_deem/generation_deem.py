@@ -75,9 +75,11 @@ class DeemGenerationMixin(InterleavingMixin):
             return inputs
         if states is None and getattr(cache, "image_states", None) is not None:
             count, size = len(images.pooler_output), self.config.num_image_tokens
-            if count * size == (inputs["input_ids"] == self.config.image_token_id).sum() < (
-                input_ids == self.config.image_token_id
-            ).sum():
+            if (
+                count * size
+                == (inputs["input_ids"] == self.config.image_token_id).sum()
+                < (input_ids == self.config.image_token_id).sum()
+            ):
                 return inputs  # images of the new tokens only; those before are with the cache
         # All tokens anew (no cache), or the first ones behind a cache that an earlier call has left.
         prompt = input_ids.shape[1] if states is None else states.prompt_length

@@ -13,7 +13,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .attention_deem import DeemImageAttention, DeemImageStates
+from .attention_deem import DeemImageAttention, DeemImageStates, leave_with_cache
 from .base_deem import DeemPreTrainedModel
 from .composing_deem import ComposeMixin
 from .configuration_deem import DeemConfig
@@ -176,7 +176,8 @@ class DeemModel(DeemPreTrainedModel):
             region_masks: (N, 1, h, w) in {0, 1}; None for whole images.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, instead of pixel_values.
             image_states: from an earlier forward of the same sequences, when only new tokens are given. With images
-                in the new tokens: of all images and for the new tokens.
+                in the new tokens: of all images and for the new tokens. Left out, they are those that an earlier
+                forward left with the cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -201,9 +202,10 @@ class DeemModel(DeemPreTrainedModel):
         inputs_embeds = torch.where(is_start[..., None], inputs_embeds + self.start_of_image, inputs_embeds)
 
         # Text: every k-th layer also looks into the pyramids of the images seen so far.
-        if image_states is None:
+        is_given = image_states is not None
+        if not is_given:
             is_bos = self.find_token(self.config.bos_token_id, input_ids, inputs_embeds)
-            image_states = self.get_image_states(images, is_image, is_bos)
+            image_states = self.get_image_states(images, is_image, is_bos, past_key_values)
         elif images is None:
             image_states = image_states.after(inputs_embeds.shape[1])
         image_states.blocks = self.image_attention
@@ -217,6 +219,8 @@ class DeemModel(DeemPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
+        if not is_given:
+            leave_with_cache(outputs.past_key_values, image_states)
         return DeemModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -228,19 +232,39 @@ class DeemModel(DeemPreTrainedModel):
         )
 
     def get_image_states(
-        self, images: DeemImageOutput | None, is_image: torch.Tensor, is_bos: torch.Tensor
+        self,
+        images: DeemImageOutput | None,
+        is_image: torch.Tensor,
+        is_bos: torch.Tensor,
+        cache: Cache | None = None,
     ) -> DeemImageStates:
-        """The attended pyramid levels of all images, and which token sees which image."""
+        """The attended pyramid levels of all images, and which token sees which image.
+
+        Args:
+            is_image, is_bos: bool (B, T).
+            cache: of the tokens before these, whose images stay in sight.
+        """
+        earlier = None if torch.compiler.is_compiling() else getattr(cache, "image_states", None)
+        if earlier is not None and (length := int(cache.get_seq_length())):
+            earlier = earlier.behind(length, is_bos)
+            if images is None:
+                return earlier
+        else:
+            earlier = None
         if images is None:
             features = torch.zeros(0, 0, self.config.feature_size, dtype=self.dtype, device=is_image.device)
             index = torch.zeros(len(is_image), 0, dtype=torch.long, device=is_image.device)
             visible = torch.zeros(*is_image.shape, 0, dtype=torch.bool, device=is_image.device)
-            return DeemImageStates(features, [], index, visible, prompt_length=is_image.shape[1])
-        levels = [images.deepstack_features[level] for level in self.config.image_attention_levels]
-        levels = [torch.stack(list(level)) if isinstance(level, list) else level for level in levels]
-        index, visible = locate_images(is_image, is_bos, self.config.num_image_tokens)
-        sides = [tuple(level.shape[-2:]) for level in levels]
-        return DeemImageStates(flatten_features(levels), sides, index, visible, prompt_length=is_image.shape[1])
+            sides = []
+        else:
+            levels = [images.deepstack_features[level] for level in self.config.image_attention_levels]
+            levels = [torch.stack(list(level)) if isinstance(level, list) else level for level in levels]
+            index, visible = locate_images(is_image, is_bos, self.config.num_image_tokens)
+            features, sides = flatten_features(levels), [tuple(level.shape[-2:]) for level in levels]
+        states = DeemImageStates(
+            features, sides, index, visible, prompt_length=is_image.shape[1], prompt_visible=visible
+        )
+        return states if earlier is None or not len(earlier.features) else earlier.join(states)
 
 
 class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin):
