@@ -74,12 +74,9 @@ class DeemGenerationMixin(InterleavingMixin):
         if images is None or inputs.get("input_ids") is None or (states is None and not cached):
             return inputs
         if states is None and getattr(cache, "image_states", None) is not None:
-            count, size = len(images.pooler_output), self.config.num_image_tokens
-            if (
-                count * size
-                == (inputs["input_ids"] == self.config.image_token_id).sum()
-                < (input_ids == self.config.image_token_id).sum()
-            ):
+            given = len(images.pooler_output) * self.config.num_image_tokens
+            new, every = ((ids == self.config.image_token_id).sum() for ids in (inputs["input_ids"], input_ids))
+            if given == new < every:
                 return inputs  # images of the new tokens only; those before are with the cache
         # All tokens anew (no cache), or the first ones behind a cache that an earlier call has left.
         prompt = input_ids.shape[1] if states is None else states.prompt_length
