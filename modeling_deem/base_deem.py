@@ -145,10 +145,11 @@ class DeemPreTrainedModel(PreTrainedModel):
         | diffusers parts | as diffusers starts them |
         """
         if getattr(module, "_is_upstream", False):
-            if hasattr(module, "reset_parameters"):
+            own = [p for p in module.parameters(recurse=False) if not getattr(p, "_is_hf_initialized", False)]
+            if own and hasattr(module, "reset_parameters"):  # under ZeRO-3 what is loaded already has no shape here
                 module.reset_parameters()
-            else:
-                for parameter in module.parameters(recurse=False):  # scale and shift tables of transformers
+            elif own:
+                for parameter in own:  # scale and shift tables of transformers
                     init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
             for name, value in module._fixed_buffers.items():
                 init.copy_(getattr(module, name), value)

@@ -2,6 +2,7 @@
 """Parts of a model by name: which are frozen, which learn at what rate, and the table that says so."""
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -190,8 +191,9 @@ def parts_table(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dic
     table: dict[str, dict[str, Any]] = {}
     for name, parameter in parameters_by_name(model).items():
         row = table.setdefault(part_of(name), {"trainable": 0, "frozen": 0, "lr": set(), "weight_decay": set()})
-        size = parameter.numel()
-        old = size // parameter.shape[0] * first.get(name, 0)
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 only DeepSpeed knows the whole shape
+        size = math.prod(shape)
+        old = math.prod(shape[1:]) * first[name] if name in first else 0
         row["trainable"] += (size - old) * (name in setting)
         row["frozen"] += size if name not in setting else old
         if name in setting:
