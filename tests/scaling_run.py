@@ -2,6 +2,8 @@
 """Twelve training steps on the tiny model, as one process or as one of several; run by test_scaling.py.
 
 python -m torch.distributed.run --nproc-per-node 2 tests/scaling_run.py FOLDER
+accelerate launch --config_file recipes/configs/accelerate/zero3.yaml --num_processes 2 --mixed_precision no \\
+    tests/scaling_run.py FOLDER zero3
 """
 
 import json
@@ -16,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from deem_fixtures import IMAGE, Q, tiny_batch, tiny_draws, tiny_model
 from torch.utils.data import IterableDataset
-from transformers import set_seed
+from transformers import AutoModel, set_seed
 
 from recipes.trainer import DeemTrainer, DeemTrainingArguments
 
@@ -34,6 +36,13 @@ NUM_STEPS = 10
 MIXED = 2  # further steps whose two micro-batches differ in what is learned: no single batch can be like them
 
 
+def zero_steps() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Steps in which every part has a gradient. ZeRO gives parts without one a gradient of zero, and AdamW then moves them
+    on by its momentum, while all else leaves them as they are."""
+    whole = [step for step in range(2 * NUM_STEPS) if step % len(STEPS) < 3]
+    return [micro_batches(step, MIXED * NUM_STEPS) for step in whole[:NUM_STEPS]]
+
+
 class Batches(IterableDataset):
     """Ready-made micro-batches; the collator takes the only one of each."""
 
@@ -44,7 +53,7 @@ class Batches(IterableDataset):
         yield from self.batches
 
 
-def micro_batches(step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def micro_batches(step: int, first_mixed: int = NUM_STEPS) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A step as one batch, and as its two micro-batches, with the same pictures and the same noise."""
     first, second = STEPS[step % len(STEPS)]
     whole = tiny_batch(*first, *second, seed=step)
@@ -64,13 +73,15 @@ def micro_batches(step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         for key in ("consistency_draws", "image_draws") if count else ():
             half[key] = {name: value[before : before + count] for name, value in whole[key].items()}
         halves.append(half | MODES[step % len(STEPS)])
-    if step >= NUM_STEPS:
+    if step >= first_mixed:
         halves[0]["image_loss_weight"], halves[1]["text_loss_weight"] = 0.0, 0.0
     return whole, halves
 
 
-def train(output_dir: Path, batches: list[dict[str, Any]], **options: Any) -> DeemTrainer:
-    """All steps over ready-made micro-batches."""
+def train(
+    output_dir: Path, batches: list[dict[str, Any]], checkpoint: Path | None = None, **options: Any
+) -> DeemTrainer:
+    """All steps over ready-made micro-batches, from a checkpoint or from the tiny model."""
     set_seed(0)
     args = DeemTrainingArguments(
         output_dir=str(output_dir),
@@ -86,8 +97,9 @@ def train(output_dir: Path, batches: list[dict[str, Any]], **options: Any) -> De
     )
     if args.fsdp:  # accelerate offers it on accelerators only, but the same code runs on CPU processes
         PartialState().distributed_type = DistributedType.MULTI_GPU
+    model = tiny_model(lm_head_bias=True) if checkpoint is None else AutoModel.from_pretrained(checkpoint)
     trainer = DeemTrainer(
-        model=tiny_model(lm_head_bias=True),
+        model=model,
         args=args,
         train_dataset=Batches(batches),
         data_collator=lambda rows: rows[0],
@@ -124,5 +136,17 @@ def main(folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+def main_zero(folder: Path, name: str) -> None:
+    """One of DeepSpeed's stages, on the steps of `zero_steps`; writes its losses and the trained weights."""
+    torch.set_num_threads(1)
+    halves = [half for _, halves in zero_steps() for half in halves]
+    trainer = train(folder / name, halves, folder / "initial", max_steps=NUM_STEPS)
+    assert f"zero{trainer.accelerator.state.deepspeed_plugin.zero_stage}" == name
+    trainer.save_model()
+    if int(os.environ["RANK"]) == 0:
+        (folder / f"{name}.json").write_text(json.dumps(history(trainer)))
+    torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if len(sys.argv) == 2 else main_zero(Path(sys.argv[1]), sys.argv[2])

@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from deem_fixtures import START, tiny_batch, tiny_model
-from scaling_run import NUM_STEPS, STEPS, history, micro_batches, train
+from scaling_run import NUM_STEPS, STEPS, history, micro_batches, train, zero_steps
 from transformers import AutoModel
 
 from recipes.scaling import loss_counts, same_way
@@ -73,6 +74,33 @@ def test_the_trained_weights_are_those_of_two_accumulated_batches(runs, way):
     head = weights[way]["lm_head.weight"]
     assert torch.equal(head[:START], start["lm_head.weight"][:START])  # bit for bit, sharded or not
     assert (head[START] != start["lm_head.weight"][START]).any()
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is no dependency: pip install deepspeed")
+@pytest.mark.parametrize("way", ["zero1", "zero2", "zero3"])
+def test_deepspeed_with_the_shipped_files(tmp_path, way):
+    """Losses and weights of two accumulated batches, from a checkpoint."""
+    tiny_model(lm_head_bias=True).save_pretrained(tmp_path / "initial")
+    config = FOLDER.parent / "recipes" / "configs" / "accelerate" / f"{way}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    done = subprocess.run(
+        [*command, "--num_processes", "2", "--mixed_precision", "no", str(FOLDER / "scaling_run.py"), tmp_path, way],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    halves = [half for _, halves in zero_steps() for half in halves]
+    options = {"gradient_accumulation_steps": 2, "max_steps": NUM_STEPS}
+    expected = train(tmp_path / "accumulated", halves, tmp_path / "initial", **options)
+    curve = json.loads((tmp_path / f"{way}.json").read_text())
+    assert len(curve) == NUM_STEPS and all(set(WEIGHTS) < set(log) for log in curve)
+    for one, other in zip(curve, history(expected), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    weights = AutoModel.from_pretrained(tmp_path / way).state_dict()
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_counts_are_what_the_losses_are_means_over():

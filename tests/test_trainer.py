@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor, TrainerCallback
 from processing import DeemDataCollator
 from recipes import pretrain
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.groups import freeze_parts, match_parameters, parameter_groups
+from recipes.groups import freeze_parts, match_parameters, parameter_groups, parts_table
 from recipes.trainer import LOSSES, DeemTrainer, DeemTrainingArguments, last_complete_checkpoint
 from recipes.world import World, write_formats
 
@@ -136,6 +136,21 @@ def test_first_matching_group_wins_and_norms_and_biases_do_not_decay():
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert set(setting) == trainable and sum(len(group["params"]) for group in groups) == len(trainable)
     assert not any(name.startswith(tuple(FROZEN)) for name in trainable)
+
+
+def test_parts_of_a_model_whose_parameters_are_shared_out():
+    """Under ZeRO-3 a parameter is empty between its uses, and `ds_shape` says what it is."""
+    model = tiny_model()
+    freeze_parts(model, FROZEN)
+    groups = parameter_groups(model, None, 1e-3, 0.1)
+    expected = parts_table(model, groups)
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, parameter.new_empty(0)
+    assert parts_table(model, groups) == expected and expected["lm_head"]["frozen"] > expected["lm_head"]["trainable"]
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True
+    for module in model.image_decoder.denoiser.modules():  # nothing is started anew that is loaded
+        model._init_weights(module)
 
 
 @pytest.mark.parametrize("tied", [False, True])
