@@ -37,7 +37,8 @@ def test_every_config_parses_and_says_how_to_launch_it(config):
     assert all(isinstance(value, float) for group in training.groups.values() for value in group.values())
     assert training.accelerator_config.dispatch_batches is False and training.remove_unused_columns is False
     text = config.read_text()
-    assert text.startswith("#") and f"recipes/{recipe.__name__.split('.')[-1]}.py --config" in text
+    script = f"recipes/{recipe.__name__.split('.')[-1]}.py --config"
+    assert text.startswith("#") and script in text and "accelerate launch" in text
     if recipe is not sft_trl:  # which reads rows of its own, never packed
         assert (parsed[2].pack_length == 0) == (recipe is sft)
 
