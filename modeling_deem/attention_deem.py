@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import nn
 from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -167,6 +168,24 @@ class DeemFeatureSynchronizer(nn.Module):
         return tuple(F.linear(positions, parameter_of(prediction, "weight")) for prediction in predictions)
 
 
+class DeemBlocks:
+    """The image attention of each layer, by layer number, as a value that nobody walks into, copies or exports."""
+
+    __slots__ = ("modules",)
+
+    def __init__(self, modules: nn.ModuleDict):
+        self.modules = modules
+
+    def __deepcopy__(self, memo: dict) -> "DeemBlocks":
+        return self
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, DeemBlocks) and self.modules is other.modules
+
+    def __hash__(self) -> int:
+        return id(self.modules)
+
+
 @dataclass
 class DeemImageStates:
     """What the language model's image attention needs of the images of a batch.
@@ -190,7 +209,7 @@ class DeemImageStates:
     sides: list[tuple[int, int]]
     index: torch.Tensor | None
     visible: torch.Tensor
-    blocks: nn.ModuleDict | None = None
+    blocks: DeemBlocks | None = None
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     tables: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     keep_values: bool = False
@@ -248,6 +267,39 @@ class DeemImageStates:
         if self.keep_values:
             self.values[key] = values
         return values
+
+
+_TENSORS = ("features", "index", "visible", "prompt_visible", "values", "tables")
+
+
+def _flatten(states: DeemImageStates) -> tuple[list, tuple]:
+    fixed = (tuple(states.sides), states.keep_values, states.prompt_length, states.blocks)
+    return [getattr(states, name) for name in _TENSORS], fixed
+
+
+def _flatten_with_names(states: DeemImageStates) -> tuple[list, tuple]:
+    tensors, fixed = _flatten(states)
+    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(_TENSORS, tensors, strict=True)], fixed
+
+
+def _unflatten(tensors, fixed: tuple) -> DeemImageStates:
+    sides, keep_values, prompt_length, blocks = fixed
+    names = dict(zip(_TENSORS, tensors, strict=True))
+    return DeemImageStates(
+        sides=list(sides), keep_values=keep_values, prompt_length=prompt_length, blocks=blocks, **names
+    )
+
+
+# For torch.export, which takes as inputs only what it knows how to take apart.
+pytree.register_pytree_node(
+    DeemImageStates,
+    _flatten,
+    _unflatten,
+    serialized_type_name=f"{__name__}.DeemImageStates",
+    to_dumpable_context=lambda fixed: fixed[:3],
+    from_dumpable_context=lambda fixed: (tuple(map(tuple, fixed[0])), *fixed[1:], None),
+    flatten_with_keys_fn=_flatten_with_names,
+)
 
 
 def leave_with_cache(cache: Cache | None, states: DeemImageStates) -> None:

@@ -13,7 +13,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .attention_deem import DeemImageAttention, DeemImageStates, leave_with_cache
+from .attention_deem import DeemBlocks, DeemImageAttention, DeemImageStates, leave_with_cache
 from .base_deem import DeemPreTrainedModel
 from .composing_deem import ComposeMixin
 from .configuration_deem import DeemConfig
@@ -208,7 +208,7 @@ class DeemModel(DeemPreTrainedModel):
             image_states = self.get_image_states(images, is_image, is_bos, past_key_values)
         elif images is None:
             image_states = image_states.after(inputs_embeds.shape[1])
-        image_states.blocks = self.image_attention
+        image_states.blocks = DeemBlocks(self.image_attention)
         image_states.keep_values = past_key_values is not None and not self.training
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,

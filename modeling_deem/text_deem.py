@@ -59,10 +59,10 @@ class _ImageAttentionHooks:
 
     def add(self, module: nn.Module, args: tuple, output):
         (residual, states), self.residual, self.states = (self.residual, self.states), None, None
-        if states is None or self.key not in states.blocks:
+        if states is None or self.key not in states.blocks.modules:
             return output
         attended = output[0] if isinstance(output, tuple) else output
-        attended = attended + states.blocks[self.key](residual + attended, states)
+        attended = attended + states.blocks.modules[self.key](residual + attended, states)
         return (attended, *output[1:]) if isinstance(output, tuple) else attended
 
 

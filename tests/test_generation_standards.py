@@ -239,6 +239,34 @@ def test_compiled_steps_are_one_graph_and_are_not_compiled_again(model, fewer: i
     assert "Recompiling" not in log.out and "guard" not in log.out
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["one size", "any size"])
+def test_parts_of_generation_export(model, dynamic: bool) -> None:
+    """As transformers takes a multimodal model apart: image encoder, language model, head, and a step of decoding."""
+    exporting = pytest.importorskip("transformers.exporters.exporter_dynamo")
+    from transformers.exporters.utils import decompose_for_generation, decompose_multimodal, get_leaf_tensors
+
+    batch = left("bttitt", "bttitt")
+    parts = {**decompose_multimodal(model, batch), **decompose_for_generation(model, batch)}
+    assert set(parts) == {"image_encoder", "language_model", "lm_head", "decode"}
+    exporter, config = exporting.DynamoExporter(), exporting.DynamoConfig(dynamic=dynamic)
+    for name, (module, inputs) in parts.items():
+        with torch.no_grad():
+            expected = get_leaf_tensors(module(**copy.deepcopy(inputs)))
+            exported = exporter.export(module, inputs, config=config)
+            found = get_leaf_tensors(exported.program.module()(**copy.deepcopy(inputs)))
+        assert found.keys() == expected.keys() and found, name
+        for key, value in expected.items():
+            torch.testing.assert_close(
+                found[key], value, rtol=1e-4, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+            )
+    states = parts["decode"][1]["image_states"]
+    states.features.zero_()
+    states.values.clear()
+    with torch.no_grad():  # and the images count in a step that was exported
+        blind = get_leaf_tensors(module(**copy.deepcopy(parts["decode"][1])))
+    assert not torch.allclose(blind["logits"], expected["logits"], atol=1e-3)
+
+
 # ---- going on from a cache -------------------------------------------------------------------------------------------
 
 
