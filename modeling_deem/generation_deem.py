@@ -20,6 +20,8 @@ class DeemGenerationMixin(InterleavingMixin):
         """As in transformers, with padding on either side.
 
         Rows padded on the right are read as if padded on the left; in the sequences returned the prompt stands as given.
+        Behind the cache of an earlier call or forward (`past_key_values`) the images read there need not be given again:
+        give none, or only those of the new tokens.
 
         Raises:
             ValueError: image tokens in the prompt, but no images.
