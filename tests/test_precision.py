@@ -75,7 +75,7 @@ def test_the_list_goes_into_every_kind_of_config_and_gives_way_to_the_callers() 
 
 
 def test_eight_bits_of_torchao(tmp_path) -> None:
-    quantization = pytest.importorskip("torchao.quantization")
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is no dependency: pip install torchao")
     tiny_model().save_pretrained(tmp_path / "plain")
     config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
     model = DeemForConditionalGeneration.from_pretrained(tmp_path / "plain", quantization_config=config)
