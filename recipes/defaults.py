@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from trl import TrlParser
 
 from recipes.world import HELD_OUT, World, write_formats
@@ -39,7 +40,8 @@ def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] 
     args = list(sys.argv[1:] if args is None else args)
     if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(config), *args]
-    if "--dry_run" in args and "--use_cpu" not in args:
+    named = {arg.split("=", 1)[0] for arg in args}
+    if "--dry_run" in named and "--use_cpu" not in named:
         args += ["--use_cpu", "true"]  # a plan touches no device, and a machine without a GPU refuses bf16 otherwise
     args = [piece for arg in args for piece in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     file = Path(args[args.index("--config") + 1]) if args[-1] != "--config" else None
@@ -68,25 +70,29 @@ def default_data(*formats: str, held_out: bool = False) -> list[str]:
     """
     world = WORLD / "held_out" if held_out else WORLD
     number = NUM_HELD_OUT if held_out else NUM_PICTURES
-    for name in formats:
-        # scenes of its own for each format, all below HELD_OUT unless asked for
-        start = number * list(FOLDERS).index(name) + held_out * HELD_OUT
-        folder = world / FOLDERS[name]
-        if folder.exists():
-            continue
-        unfinished = WORLD.with_name(f"{WORLD.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        print(f"Making {number} pictures of the synthetic world as {folder}")
-        write_formats(unfinished, World(size=SIZE), number, start, "medium", [name])
-        world.mkdir(parents=True, exist_ok=True)
-        # The folder that is looked for comes last: if it is there, all of the format is.
-        for made in sorted(unfinished.iterdir(), key=lambda path: path.name == folder.name):
-            target = world / made.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(made, target)
-        unfinished.rmdir()
+    with PartialState().main_process_first():  # of several processes one makes it, and the others find it
+        for name in formats:
+            # scenes of its own for each format, all below HELD_OUT unless asked for
+            start = number * list(FOLDERS).index(name) + held_out * HELD_OUT
+            if not (world / FOLDERS[name]).exists():
+                print(f"Making {number} pictures of the synthetic world as {world / FOLDERS[name]}")
+                _make_format(name, world, number, start)
     return [str(world / FOLDERS[name]) for name in formats]
+
+
+def _make_format(name: str, world: Path, number: int, start: int) -> None:
+    """One format of the world, below `world` when all of it is there."""
+    unfinished = WORLD.with_name(f"{WORLD.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_formats(unfinished, World(size=SIZE), number, start, "medium", [name])
+    world.mkdir(parents=True, exist_ok=True)
+    # The folder that is looked for comes last: if it is there, all of the format is.
+    for made in sorted(unfinished.iterdir(), key=lambda path: path.name == FOLDERS[name]):
+        target = world / made.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(made, target)
+    unfinished.rmdir()
 
 
 def default_parts() -> tuple[str, str, str]:
@@ -96,8 +102,10 @@ def default_parts() -> tuple[str, str, str]:
         subprocess.CalledProcessError: if their training fails.
     """
     folders = [PARTS / name for name in ("vision", "text", "diffusion")]
-    if not all(folder.is_dir() for folder in folders):
-        # A process of its own: its seed, threads and memory are no business of the training that follows.
-        subprocess.run([sys.executable, str(Path(__file__).with_name("parts.py")), "--out", str(PARTS)], check=True)
+    with PartialState().main_process_first():
+        if not all(folder.is_dir() for folder in folders):
+            # A process of its own: its seed, threads and memory are no business of the training that follows.
+            command = [sys.executable, str(Path(__file__).with_name("parts.py")), "--out", str(PARTS)]
+            subprocess.run(command, check=True)
     vision, text, diffusion = map(str, folders)
     return vision, text, diffusion

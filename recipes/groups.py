@@ -165,6 +165,10 @@ def parameter_groups(
     parameters = parameters_by_name(model)
     settings = dict.fromkeys(parameters, (lr, weight_decay))
     for pattern, setting in reversed((groups or {}).items()):
+        if not isinstance(setting, dict):
+            raise ValueError(
+                f"Group {pattern!r} is {setting!r}: give a mapping, such as {{lr: 1.0e-4, weight_decay: 0.0}}."
+            )
         if unknown := set(setting) - {"lr", "weight_decay"}:
             raise ValueError(f"Group {pattern!r} has unknown settings {sorted(unknown)}: give lr and/or weight_decay.")
         chosen = (float(setting.get("lr", lr)), float(setting.get("weight_decay", weight_decay)))

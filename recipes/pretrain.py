@@ -28,7 +28,7 @@ from processing import DeemProcessor
 from recipes.data.sources import DataArguments, find_files
 from recipes.defaults import default_data, default_parts, parse_recipe
 from recipes.running import RunArguments, load_checkpoint, planned_config, print_plan, train
-from recipes.trainer import DeemTrainingArguments
+from recipes.trainer import DeemTrainingArguments, last_complete_checkpoint
 
 CONFIG = Path(__file__).parent / "configs" / "pretrain_cpu.yaml"
 
@@ -95,9 +95,13 @@ def planned_model(arguments: ModelArguments, run_args: RunArguments) -> DeemConf
 
 
 def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, folder: Path) -> None:
-    """Keep the model as it was before training, for comparison; written whole or not at all."""
-    if folder.exists():
+    """Keep the model as it was before training, for comparison; written whole or not at all.
+
+    One that lies there stays if training goes on from a checkpoint, else it is of a run that came to nothing.
+    """
+    if folder.exists() and last_complete_checkpoint(folder.parent):
         return
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)

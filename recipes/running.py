@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor, EarlyStoppingCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
@@ -94,15 +95,42 @@ def held_out_samples(
     training_args: DeemTrainingArguments,
     caption_forms: tuple[str, ...],
 ) -> list[dict[str, Any]]:
-    """The samples that evaluations use, the same in each; whole micro-batches, each of one source."""
+    """The samples that evaluations use, the same in each and none twice; whole micro-batches, each of one source.
+
+    Raises:
+        ValueError: held-out data that no evaluation would read.
+    """
     if not run_args.eval_data:
         return []
+    if training_args.eval_strategy == IntervalStrategy.NO and not training_args.eval_on_start:
+        raise ValueError(
+            f"--eval_data {' '.join(run_args.eval_data)} would never be evaluated: give --eval_strategy steps and "
+            "--eval_steps, or --eval_on_start true."
+        )
     batch_size = training_args.per_device_train_batch_size
     training_args.per_device_eval_batch_size = batch_size
-    arguments = replace(data_args, data=run_args.eval_data, data_probs=None, random_flip=False)
+    arguments = replace(
+        data_args,
+        data=run_args.eval_data,
+        data_probs=None,
+        random_flip=False,
+        data_stopping="sum",
+        data_weights="equal",
+    )
     stream, _ = build_dataset(arguments, processor, batch_size, training_args.seed, caption_forms)
-    number = -(-run_args.eval_samples // batch_size) * batch_size
-    return [sample for _, sample in zip(range(number), stream, strict=False)]
+    taken: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    samples = iter(stream)  # without end: a second pass follows the first
+    while len(taken) < run_args.eval_samples:
+        batch = [next(samples) for _ in range(batch_size)]
+        # packed sequences share documents as it is
+        names = {(sample["id"], str(sample.get("messages"))) for sample in batch if "input_ids" not in sample}
+        if names & seen:
+            print(f"--eval_data has {len(taken)} samples in whole micro-batches, fewer than --eval_samples.")
+            break
+        seen |= names
+        taken += batch
+    return taken
 
 
 def train(

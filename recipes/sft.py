@@ -48,6 +48,9 @@ class ModelArguments:
             "choices": [*FOLDERS],
         },
     )
+    world_probs: list[float] | None = field(
+        default=None, metadata={"help": "How often each of --world is drawn; equally often by default."}
+    )
     caption_forms: list[str] = field(
         default_factory=lambda: list(FORMS),
         metadata={"help": f"How caption sources are used: {', '.join(FORMS)}.", "choices": [*FORMS]},
@@ -76,7 +79,9 @@ def load(
         )
     set_seed(seed)
     model, processor = load_checkpoint(model_args.model, model_args.model_config, model_args.image_size)
-    data_args.data = data_args.data or default_data(*model_args.world)
+    if not data_args.data:
+        data_args.data = default_data(*model_args.world)
+        data_args.data_probs = data_args.data_probs or model_args.world_probs
     if run_args.eval_data == ["world"]:
         run_args.eval_data = default_data(*model_args.world, held_out=True)
     return model, processor

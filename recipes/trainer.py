@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
 
@@ -87,6 +87,8 @@ class DeemTrainingArguments(TrainingArguments):
         for name in ("groups", "lora"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, json.loads(value))
+        if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() in ("true", "false"):
+            self.resume_from_checkpoint = self.resume_from_checkpoint.lower() == "true"
         super().__post_init__()
 
 
@@ -290,7 +292,11 @@ class DeemTrainer(StreamTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train, going on from the last complete checkpoint unless `resume_from_checkpoint` is a path or False.
 
-        A run that has already reached `max_steps` only loads its last checkpoint; its training loss is NaN.
+        A run that has already reached `max_steps` only loads its last checkpoint, or the best one where the run ended
+        with that; its training loss is NaN.
+
+        Raises:
+            ValueError: the best checkpoint of such a run is gone.
         """
         if resume_from_checkpoint is None or resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
@@ -301,8 +307,11 @@ class DeemTrainer(StreamTrainer):
                     f"{resume_from_checkpoint} has reached step {state.global_step} of {self.args.max_steps}: nothing to do."
                 )
                 self.state = state
-                self._load_from_checkpoint(resume_from_checkpoint)
+                self._load_from_checkpoint(self._result_of(state, str(resume_from_checkpoint)))
                 return TrainOutput(state.global_step, math.nan, {})
+        elif self.args.world_size > 1:
+            # Until here all processes drew alike, as the model's start needs it. Noise must differ between them.
+            set_seed(self.args.seed + self.args.process_index)
         try:
             output = super().train(resume_from_checkpoint, **kwargs)
             self.gather_data_report()
@@ -311,6 +320,18 @@ class DeemTrainer(StreamTrainer):
             if self.data_report is not None and self.is_world_process_zero():
                 print(self.data_report)
                 self.data_report.save(Path(self.args.output_dir, "data_report.json"))
+
+    def _result_of(self, state: TrainerState, last: str) -> str:
+        """The checkpoint that a finished run ended with: the best one if it was told so, else the last."""
+        best = state.best_model_checkpoint
+        if not self.args.load_best_model_at_end or best is None or Path(best) == Path(last):
+            return last
+        if not Path(best).is_dir():
+            raise ValueError(
+                f"This run ended with its best checkpoint, {best}, which is gone; the model in {self.args.output_dir} is "
+                "left as it is. Restore it, or give another output_dir."
+            )
+        return best
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The trained model and its processor. With `lora` whole, adapters merged; checkpoints hold adapters only."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from deem_fixtures import IMAGE, Q, tiny_batch, tiny_draws, tiny_model
 from torch.utils.data import IterableDataset
 from transformers import AutoModel, set_seed
@@ -131,8 +131,10 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder / "fsdp2" / "checkpoint-12", ignore_errors=True)
     resumed = train(folder / "fsdp2", halves, **options)  # from the checkpoint of step 7
     curves["fsdp2 resumed"] = history(resumed)
+    draws = gather_object([torch.rand(4).tolist()])  # what the next noise would be
     if int(os.environ["RANK"]) == 0:
         (folder / "curves.json").write_text(json.dumps(curves))
+        (folder / "draws.json").write_text(json.dumps(draws))
     torch.distributed.destroy_process_group()
 
 

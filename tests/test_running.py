@@ -2,6 +2,7 @@
 """Evaluation within training: losses and answers on held-out data, the best checkpoint, stopping early."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -88,6 +89,38 @@ def test_losses_and_answers_on_held_out_data_without_a_trace_in_training(run, wo
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     best, saved = AutoModel.from_pretrained(folder / "checkpoint-2"), AutoModel.from_pretrained(folder)
     assert all(torch.equal(tensor, best.state_dict()[name]) for name, tensor in saved.state_dict().items())
+
+
+def test_the_same_command_again_leaves_the_best_model(run, world):
+    options = {
+        "eval_data": world / "held_out" / "vqa",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "eval_samples": 2,
+        "eval_answers": 2,
+        "metric_for_best_model": "eval_answers",  # none is right, so that the first is the best
+        "greater_is_better": "true",
+        "load_best_model_at_end": "true",
+    }
+    folder, _ = run("twice", **options)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].endswith("checkpoint-2")
+    before = (folder / "model.safetensors").read_bytes()
+    run("twice", **options)
+    assert (folder / "model.safetensors").read_bytes() == before
+    shutil.rmtree(folder / "checkpoint-2")
+    with pytest.raises(ValueError, match="its best checkpoint, .*checkpoint-2, which is gone"):
+        run("twice", **options)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_held_out_data_are_read_once_and_not_for_nothing(run, world, capsys):
+    _, logs = run(
+        "once", eval_data=world / "held_out" / "vqa", eval_strategy="steps", eval_steps=4, eval_samples=100_000
+    )
+    assert "fewer than --eval_samples" in capsys.readouterr().out and logs[-2]["eval_text_loss"] > 0
+    with pytest.raises(ValueError, match="would never be evaluated: give --eval_strategy"):
+        run("never", eval_data=world / "held_out" / "vqa")
 
 
 def test_a_run_that_gets_no_better_stops_early(run, world):

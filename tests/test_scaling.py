@@ -43,6 +43,8 @@ def runs(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    first, second = json.loads((folder / "draws.json").read_text())
+    assert not set(first) & set(second)  # noise and timesteps of their own in every process
     curves |= json.loads((folder / "curves.json").read_text())
     weights |= {name: AutoModel.from_pretrained(folder / name).state_dict() for name in ("ddp", "fsdp2")}
     return curves, weights

@@ -106,6 +106,27 @@ def test_freezing_and_groups_refuse_unknown_names():
         parameter_groups(model, {"perceiver": {"rate": 1.0}}, 1e-3, 0.1)
 
 
+def test_a_group_must_be_a_mapping():
+    with pytest.raises(ValueError, match="Group 'perceiver' is 3: give a mapping"):
+        parameter_groups(tiny_model(), {"perceiver": 3}, 1e-3, 0.1)
+
+
+def test_the_model_before_training_is_that_of_this_run(tiny_processor, tmp_path):
+    """One left by a run that wrote no checkpoint is replaced, one that training goes on from is not."""
+    folder, models = tmp_path / "initial", [tiny_model(seed=seed) for seed in (1, 2, 3)]
+
+    def saved() -> torch.Tensor:
+        return AutoModel.from_pretrained(folder).lm_head.weight
+
+    for model in models[:2]:
+        pretrain.save_initial(model, tiny_processor, folder)
+        assert torch.equal(saved(), model.lm_head.weight)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "complete").touch()
+    pretrain.save_initial(models[2], tiny_processor, folder)
+    assert torch.equal(saved(), models[1].lm_head.weight)
+
+
 def test_first_matching_group_wins_and_norms_and_biases_do_not_decay():
     model = tiny_model()
     freeze_parts(model, FROZEN)
