@@ -74,7 +74,7 @@ def find_document_starts(input_ids: torch.Tensor, *, bos_token_id: int, start_of
 
 class DeemDataCollator:
     r"""
-    Turns a list of samples into one batch, ready for the model. Samples are dicts of one of three forms and are not
+    Turns a list of samples into one batch, ready for the model. Samples are dicts of one of four forms and are not
     changed:
 
     - `{"text": str, "images": [PIL, ...]}` with `<image>` in the text for each image; optionally `"prompt"`, the
@@ -84,6 +84,8 @@ class DeemDataCollator:
       `"images"`. Only what the assistant says is trained.
     - `{"input_ids": [int, ...], "images": [PIL, ...]}`, tokenised and packed, image slots included; optionally
       `"document_starts"`, one column per image.
+    - `{"samples": [...]}`, samples of one mode in the forms above that share a row, one behind the other, each a document
+      of its own.
 
     Each may also have `"region_masks"` (one `(H, W)` mask or None per image), `"image_loss_mask"` (one bool per image:
     is its drawing supervised?), `"mode"` (`"interleaved"`, the default, `"image_to_text"` or `"text_to_image"`; one
@@ -164,7 +166,7 @@ class DeemDataCollator:
         """Samples -> batch; see the class."""
         samples = [{**sample, "id": sample.get("id", f"number {index}")} for index, sample in enumerate(samples)]
         mode = self._common_mode(samples)
-        encoded = [self._encode(sample) for sample in samples]
+        encoded = [self.encode(sample) for sample in samples]
 
         def padded(name: str, value: int) -> torch.Tensor:
             rows = [torch.tensor(row[name], dtype=torch.int64) for row in encoded]
@@ -217,6 +219,7 @@ class DeemDataCollator:
         )
 
     def _common_mode(self, samples: list[dict[str, Any]]) -> str:
+        samples = [{"id": sample["id"], **one} for sample in samples for one in sample.get("samples") or [sample]]
         modes = {sample.get("mode") or "interleaved": sample["id"] for sample in samples}
         for mode, name in modes.items():
             if mode not in MODES:
@@ -229,12 +232,14 @@ class DeemDataCollator:
             )
         return next(iter(modes))
 
-    def _encode(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def encode(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """One sample of any form -> its token row (T,) as lists, its images and what belongs to each image."""
+        if sample.get("samples") is not None:
+            return self._encode_several(sample)
         forms = [form for form in ("text", "messages", "input_ids") if sample.get(form) is not None]
         if len(forms) != 1:
             raise ValueError(
-                f"Sample {sample['id']} has {forms or 'none'} of the keys text, messages and input_ids (its keys: "
+                f"Sample {sample['id']} has {forms or 'none'} of the keys text, messages, input_ids and samples (its keys: "
                 f"{sorted(sample)}). Give exactly one."
             )
         if forms == ["text"]:
@@ -258,7 +263,25 @@ class DeemDataCollator:
         row["region_masks"] = row["region_masks"] or [None] * len(images)
         return row
 
-    def _check_row(self, sample: dict[str, Any], row: dict[str, Any]) -> None:
+    def _encode_several(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The rows of several samples as one; bos and eos of each stay."""
+        rows = [self.encode({"id": sample["id"], **one}) for one in sample["samples"]]
+        joined: dict[str, Any] = {"prompt_length": 0, "document_starts": None}
+        for row in rows:
+            row["said_by_assistant"] = [
+                int(said and place >= row["prompt_length"]) for place, said in enumerate(row["said_by_assistant"])
+            ]
+        for name in ("input_ids", "attention_mask", "said_by_assistant", "images", "region_masks"):
+            joined[name] = [entry for row in rows for entry in row[name]]
+        masks = [row["image_loss_mask"] for row in rows]
+        joined["image_loss_mask"] = None
+        if any(mask is not None for mask in masks):
+            pairs = zip(masks, rows, strict=True)
+            joined["image_loss_mask"] = [flag for mask, row in pairs for flag in mask or [True] * len(row["images"])]
+        self._check_row(sample, joined)
+        return joined
+
+    def _check_row(self, sample: Mapping[str, Any], row: dict[str, Any]) -> None:
         ids, given = row["input_ids"], len(row["images"])
         units = ids.count(self.processor.start_of_image_token_id)
         slots, per_image = ids.count(self.processor.image_token_id), self.processor.num_image_tokens

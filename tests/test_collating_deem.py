@@ -137,6 +137,32 @@ def test_packed_records(collator) -> None:
     assert given["document_starts"].tolist() == [0, 0]
 
 
+def test_samples_that_share_a_row(collator) -> None:
+    """Tokens, labels and pictures are those of each alone; each is a document."""
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A fox."},
+    ]
+    alone = [
+        {"text": "<image>ab", "prompt": "<image>a", "images": [picture()]},
+        {"messages": chat, "images": [picture("blue")], "region_masks": [np.ones((70, 80))]},
+        {"text": "<image>", "images": [picture("lime")], "image_loss_mask": [False]},
+    ]
+    batch, singles = collator([{"samples": alone, "id": "row"}]), [collator([one]) for one in alone]
+    for name in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(batch[name], torch.cat([single[name] for single in singles], dim=1)), name
+    assert torch.equal(batch["pixel_values"], torch.cat([single["pixel_values"] for single in singles]))
+    lengths = [single["input_ids"].shape[1] for single in singles]
+    assert batch["document_starts"].tolist() == [0, lengths[0], lengths[0] + lengths[1]]
+    assert batch["image_loss_mask"].tolist() == [True, True, False] and batch["region_masks"].shape[0] == 3
+    with pytest.raises(ValueError, match=f"Sample row has {sum(lengths)} tokens"):
+        DeemDataCollator(collator.processor, max_length=sum(lengths) - 1)([{"samples": alone, "id": "row"}])
+    with pytest.raises(ValueError, match="A batch has one mode.*'image_to_text': 1"):
+        collator([{"samples": [alone[0], {**alone[1], "mode": "image_to_text"}]}])
+    with pytest.raises(ValueError, match="Sample number 0 has none of the keys"):
+        collator([{"samples": [alone[0], {"images": []}]}])
+
+
 def test_modes_set_the_weights(collator) -> None:
     def weights(*modes: str | None) -> dict:
         batch = collator([{"text": "<image>a", "images": [picture()], "mode": mode} for mode in modes])
@@ -169,7 +195,7 @@ def test_masks_and_supervision_per_image(collator) -> None:
         ),
         ({"text": "a", "images": [picture()]}, "Image features and image tokens do not match: sample x7 has 1 images"),
         ({"text": "ab", "prompt": "b"}, "Sample x7: the prompt 'b' does not begin the text"),
-        ({"images": []}, "Sample x7 has none of the keys text, messages and input_ids"),
+        ({"images": []}, "Sample x7 has none of the keys text, messages, input_ids and samples"),
         ({"text": "a", "messages": []}, "Give exactly one"),
         ({"messages": [{"role": "user", "content": "a"}]}, "Sample x7 has nothing to train"),
         (
