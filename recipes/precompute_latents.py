@@ -74,8 +74,11 @@ def fill(
     images: Iterator[Image.Image],
     arguments: LatentArguments,
     part: tuple[int, int] = (0, 1),
-) -> list[Image.Image]:
-    """Encode the pictures that the folder does not hold yet. Returns some of all, for `compare`.
+) -> tuple[list[Image.Image], set[str]]:
+    """Encode the pictures that the folder does not hold yet.
+
+    Returns:
+        Some of all pictures, for `compare`, and the keys of all, for `check_complete`.
 
     Raises:
         ValueError: the folder holds latents of another VAE or transform, or a broken file.
@@ -86,7 +89,10 @@ def fill(
     waiting: dict[str, Image.Image] = {}
     made: dict[str, torch.Tensor] = {}
     sampled: list[Image.Image] = []
-    number = len(list(folder.glob(f"{part[0]:03d}-*{SUFFIX}")))
+    seen: set[str] = set()
+    # Behind the last file, not as many as there are: where one was deleted, that is the number of another.
+    numbers = [int(file.stem.split("-")[1]) for file in folder.glob(f"{part[0]:03d}-*{SUFFIX}")]
+    number = 1 + max(numbers, default=-1)
 
     def encode_waiting() -> None:
         if waiting:
@@ -106,7 +112,8 @@ def fill(
     for index, image in enumerate(tqdm(images, "pictures")):
         if index % 97 == 0 and len(sampled) < arguments.num_verified:
             sampled.append(image)
-        if (key := picture_key(image)) in known:
+        seen.add(key := picture_key(image))
+        if key in known:
             continue
         known.add(key)
         waiting[key] = image
@@ -116,7 +123,16 @@ def fill(
             write()
     encode_waiting()
     write()
-    return sampled
+    return sampled, seen
+
+
+def check_complete(cache: LatentCache, seen: set[str]) -> None:
+    """Raises ValueError if the cache lacks one of the pictures that a run has come across."""
+    if missing := [key for key in seen if key not in cache]:
+        raise ValueError(
+            f"{len(missing)} of {len(seen)} pictures are not in {cache.folder} although they were encoded: did something "
+            "else write there? Start the same command again."
+        )
 
 
 def compare(
@@ -153,9 +169,10 @@ def main() -> None:
     dataset, report = build_dataset(sources, processor, batch_size=1, seed=training_args.seed)
     part = (state.process_index, state.num_processes)
     folder = Path(run_args.latents)
-    sampled = fill(folder, decoder, processor, pictures(dataset, report, part), arguments, part)
+    sampled, seen = fill(folder, decoder, processor, pictures(dataset, report, part), arguments, part)
     state.wait_for_everyone()
     cache = LatentCache(folder, vae_id(decoder.vae), transform_id(processor))
+    check_complete(cache, seen)
     worst = compare(cache, decoder, processor, sampled)
     if state.is_main_process:
         cache.verify()

@@ -17,7 +17,7 @@ from recipes import precompute_latents, pretrain
 from recipes.data.reading import DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.latents import LatentCache, LatentCollator, picture_key, transform_id, vae_id, write_shard
-from recipes.precompute_latents import LatentArguments, compare, encode, fill, pictures
+from recipes.precompute_latents import LatentArguments, check_complete, compare, encode, fill, pictures
 from recipes.trainer import LOSSES, DeemTrainer, DeemTrainingArguments
 from recipes.world import World, write_formats
 
@@ -132,9 +132,9 @@ def test_every_picture_and_its_mirror_image_are_encoded_once(world, tiny_process
     fill(tmp_path, decoder, tiny_processor, iter(given[:3]), arguments)
     assert len(fitting(tmp_path, decoder, tiny_processor)) == 3
     first = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-    sampled = fill(tmp_path, decoder, tiny_processor, iter(given), arguments)  # goes on
+    sampled, seen = fill(tmp_path, decoder, tiny_processor, iter(given), arguments)  # goes on
     cache = fitting(tmp_path, decoder, tiny_processor)
-    assert len(cache) == len({picture_key(image) for image in given}) == 6
+    assert seen == {picture_key(image) for image in given} == set(cache.shard_of) and len(seen) == 6
     assert all(path.read_bytes() == content for path, content in first.items())
     assert sampled == given[:1] and compare(cache, decoder, tiny_processor, given) < 1e-4
     dataset, _ = data_of(world, tiny_processor)
@@ -145,6 +145,22 @@ def test_every_picture_and_its_mirror_image_are_encoded_once(world, tiny_process
         stream, _ = data_of(world, tiny_processor, seed)
         taken = (image for _, sample in zip(range(30), stream, strict=False) for image in sample["images"])
         assert {picture_key(image) for image in taken} <= every
+
+
+def test_a_deleted_file_is_made_again_and_no_other_is_touched(tiny_processor, tmp_path):
+    decoder = tiny_model().image_decoder
+    arguments = LatentArguments(latent_batch_size=2, shard_size=2)
+    images = scenes(*range(8))
+    fill(tmp_path, decoder, tiny_processor, iter(images), arguments)
+    (tmp_path / "000-00001.safetensors").unlink()
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert len(kept) == 3
+    cut = fitting(tmp_path, decoder, tiny_processor)
+    _, seen = fill(tmp_path, decoder, tiny_processor, iter(images), arguments)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    check_complete(fitting(tmp_path, decoder, tiny_processor), seen)
+    with pytest.raises(ValueError, match="2 of 8 pictures are not in"):
+        check_complete(cut, seen)
 
 
 def test_what_does_not_fit_is_refused(tiny_processor, tmp_path):
