@@ -46,14 +46,18 @@ def pictures(dataset: MixedDataset, report: DataReport, part: tuple[int, int]) -
     """Every picture that the sources can give, mirrored too where they are flipped; some come more than once."""
     seen = set()
     for source in dataset.sources:
-        if source.reader.name in seen:
+        reader = source.reader
+        # The same files by the same reader, whatever they are called; those of the Hub do not tell configurations apart.
+        on_disk = all(isinstance(shard, Path) for shard in reader.shards)
+        files = (type(reader), *(reader.shards if on_disk else [reader.name]))
+        if files in seen:
             continue
-        seen.add(source.reader.name)
+        seen.add(files)
         # A reader leaves out pictures at random; another pass would want those.
         for name, value in {"max_images": sys.maxsize, "single_image_drop": 0.0}.items():
-            if hasattr(source.reader, name):
-                setattr(source.reader, name, value)
-        for _, record in RecordStream(source.reader, report, source.seed, part=part, max_skipped=source.max_skipped):
+            if hasattr(reader, name):
+                setattr(reader, name, value)
+        for _, record in RecordStream(reader, report, source.seed, part=part, max_skipped=source.max_skipped):
             for image in record["images"]:
                 yield image
                 if source.flip:
@@ -165,7 +169,7 @@ def main() -> None:
     model, processor = recipe.load(model_args, run_args, data_args, training_args.seed)
     decoder = model.image_decoder.to(training_args.device).eval()
     state = PartialState()
-    sources = replace(data_args, data=[*data_args.data, *run_args.eval_data], data_probs=None)
+    sources = replace(data_args, data=[*data_args.data, *run_args.eval_data], data_probs=None, data_weights="equal")
     dataset, report = build_dataset(sources, processor, batch_size=1, seed=training_args.seed)
     part = (state.process_index, state.num_processes)
     folder = Path(run_args.latents)

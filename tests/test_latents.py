@@ -19,7 +19,7 @@ from recipes.data.sources import DataArguments, build_dataset
 from recipes.latents import LatentCache, LatentCollator, picture_key, transform_id, vae_id, write_shard
 from recipes.precompute_latents import LatentArguments, check_complete, compare, encode, fill, pictures
 from recipes.trainer import LOSSES, DeemTrainer, DeemTrainingArguments
-from recipes.world import World, write_formats
+from recipes.world import World, write_caption_tars, write_formats
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 
@@ -145,6 +145,18 @@ def test_every_picture_and_its_mirror_image_are_encoded_once(world, tiny_process
         stream, _ = data_of(world, tiny_processor, seed)
         taken = (image for _, sample in zip(range(30), stream, strict=False) for image in sample["images"])
         assert {picture_key(image) for image in taken} <= every
+
+
+def test_two_files_of_one_folder_are_two_sources(tiny_processor, tmp_path):
+    write_caption_tars(tmp_path, World(size=32), 20, per_tar=10)
+    tars = [str(tmp_path / f"0000{number}.tar") for number in (0, 1)]
+    arguments = DataArguments(data=[*tars, tars[0]], pack_length=0)
+    dataset, _ = build_dataset(arguments, tiny_processor, 2, 0)
+    assert [source.reader.name for source in dataset.sources] == [*tars, f"{tars[0]} (number 2)"]
+    report = DataReport()
+    given = [picture_key(image) for image in pictures(dataset, report, (0, 1))]
+    assert len(given) == len(set(given)) == 20  # the first tar is not read again
+    assert {name: counts["read"] for name, counts in report.to_dict().items()} == dict.fromkeys(tars, 10)
 
 
 def test_a_deleted_file_is_made_again_and_no_other_is_touched(tiny_processor, tmp_path):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
 from recipes.data.captions import CaptionReader
-from recipes.data.dataset import POSITION, PositionCollator, flip_images
+from recipes.data.dataset import POSITION, PositionCollator, SourceStream, flip_images
 from recipes.data.interleaved import InterleavedReader
 from recipes.data.reading import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
@@ -169,6 +169,22 @@ def test_sources_in_proportion_to_their_size(world, tiny_processor):
     for rule, weights in (("equal", [2, 1]), ("size", [documents, 90]), ("sqrt", [documents**0.5, 90**0.5])):
         assert make_dataset(world, tiny_processor, data_weights=rule).probabilities == weights
     assert make_dataset(world, tiny_processor, data_weights="size", data_probs=[1, 3]).probabilities == [1, 3]
+
+
+def test_the_same_data_given_twice_is_two_sources(world, tiny_processor):
+    tars = str(world / "captions")
+    data = DataArguments(data=[tars, tars], shuffle_buffer=8, pack_length=0)
+    dataset = build_dataset(data, tiny_processor, 2, 0, ("describe", "draw"))[0]
+    names = [f"{tars} (describe)", f"{tars} (draw)"]
+    names += [f"{name} (number 2)" for name in names]
+    assert [source.reader.name for source in dataset.sources] == names
+    consume(dataset, 20, 0)
+    assert list(dataset.report.to_dict()) == sorted(names)
+    orders = [
+        [entry["id"] for entry, _ in zip(SourceStream(source, DataReport(), (0, 1)), range(9), strict=False)]
+        for source in dataset.sources
+    ]
+    assert len(set(map(tuple, orders))) == 4
 
 
 def test_captions_are_grouped_as_often_as_asked(world, tiny_processor):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from transformers import ProcessorMixin
 
+from recipes.data.captions import form_suffix
 from recipes.data.dataset import MixedDataset, Source
 from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.packing import Packing
@@ -73,7 +74,8 @@ class DataArguments:
 
 
 def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain") -> tuple[str, Reader]:
-    """The reader for a folder, file or glob, and its family. Raises ValueError as `find_files` does."""
+    """The reader for a folder, file or glob, and its family. Its name is `data`, so that two sources in one folder are
+    two, and the form of its captions unless plain. Raises ValueError as `find_files` does."""
     family, files = find_files(data)
     tokens = {
         "image_token": processor.image_token,
@@ -82,6 +84,8 @@ def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain
     reader = READERS[family](files, **tokens)
     if caption_form != "plain" and reader.captioned:
         reader = READERS[family](files, **tokens, form=caption_form)
+        data += form_suffix(caption_form)
+    reader.name = data
     return family, reader
 
 
@@ -123,6 +127,7 @@ def build_dataset(
         if reader.captioned:
             readers += [make_reader(data, processor, form)[1] for form in caption_forms[1:]]
         for one in readers:
+            one.name = _distinct(one.name, {source.reader.name for source in sources})
             packing = _packing(arguments, one, processor)
             sources.append(
                 Source(
@@ -154,6 +159,15 @@ def count_entries(reader: Reader) -> int:
         except BadSample as bad:
             print(f"Not counted to its end: {bad}")
     return number
+
+
+def _distinct(name: str, taken: set[str]) -> str:
+    """The name, numbered if the same data was given before: its order, its counts and its position are its own."""
+    numbered, number = name, 1
+    while numbered in taken:
+        number += 1
+        numbered = f"{name} (number {number})"
+    return numbered
 
 
 def _packing(arguments: DataArguments, reader: Reader, processor: ProcessorMixin) -> Packing | None:
