@@ -3,13 +3,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from recipes.data.mixing import Mixture
-from recipes.data.packing import Packing, group_captions, limit_caption, pack
+from recipes.data.packing import Packer, Packing, group_captions, limit_caption
 
 VECTORS = Path(__file__).resolve().parents[1] / "../shared/vectors"
 BOS, EOS, START, IMAGE = 1, 2, 7, 8
@@ -39,6 +40,14 @@ def documents(specs: list[list], num_image_tokens: int = 3) -> list[dict]:
                 ids.append(piece)
         found.append({"input_ids": [*ids, EOS], "images": images, "id": f"d{index}"})
     return found
+
+
+def pack(documents: list[dict], rules: Packing) -> Iterator[dict]:
+    """The sequences that documents fill."""
+    packer = Packer(rules)
+    for document in documents:
+        packer.add(document)
+        yield from packer.sequences()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Rules and edge cases: data_and_evaluation.md section 2.3 (packing of the release
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,14 +157,6 @@ class Packer:
             self.add(document, place)
         self.tokens = self.tokens[len(self.tokens) - state["tokens"] :]
         self.images = self.images[len(self.images) - state["images"] :]
-
-
-def pack(documents: Iterable[dict[str, Any]], packing: Packing) -> Iterator[dict[str, Any]]:
-    """Documents -> the sequences they fill (see `Packer.sequences`)."""
-    packer = Packer(packing)
-    for document in documents:
-        packer.add(document)
-        yield from packer.sequences()
 
 
 def limit_caption(input_ids: list[int], packing: Packing) -> list[int]:
