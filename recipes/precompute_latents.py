@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from accelerate import PartialState
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from modeling_deem import DeemImageDecoder
 from processing import DeemProcessor
 from recipes import pretrain, sft
-from recipes.data.dataset import MixedDataset
+from recipes.data.dataset import MixedDataset, mirrored
 from recipes.data.reading import DataReport
 from recipes.data.sources import build_dataset
 from recipes.data.streaming import RecordStream
@@ -47,7 +47,7 @@ def pictures(dataset: MixedDataset, report: DataReport, part: tuple[int, int]) -
     seen = set()
     for source in dataset.sources:
         reader = source.reader
-        # The same files by the same reader, whatever they are called; those of the Hub do not tell configurations apart.
+        # The same files and reader, whatever they are called. Files of the Hub do not tell configurations apart.
         on_disk = all(isinstance(shard, Path) for shard in reader.shards)
         files = (type(reader), *(reader.shards if on_disk else [reader.name]))
         if files in seen:
@@ -61,7 +61,7 @@ def pictures(dataset: MixedDataset, report: DataReport, part: tuple[int, int]) -
             for image in record["images"]:
                 yield image
                 if source.flip:
-                    yield ImageOps.mirror(image)
+                    yield mirrored(image)
 
 
 @torch.no_grad()

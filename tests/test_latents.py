@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Training from cached latents is training with the VAE; a cache that does not fit is refused."""
 
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from deem_fixtures import tiny_model
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from processing import DeemDataCollator
 from recipes import precompute_latents, pretrain
+from recipes.data.dataset import mirrored
 from recipes.data.reading import DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.latents import LatentCache, LatentCollator, picture_key, transform_id, vae_id, write_shard
@@ -145,6 +147,19 @@ def test_every_picture_and_its_mirror_image_are_encoded_once(world, tiny_process
         stream, _ = data_of(world, tiny_processor, seed)
         taken = (image for _, sample in zip(range(30), stream, strict=False) for image in sample["images"])
         assert {picture_key(image) for image in taken} <= every
+
+
+def test_a_picture_is_known_by_what_is_seen(tiny_processor):
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    (seen,) = scenes(0)
+    raw = seen.transpose(Image.Transpose.ROTATE_90)
+    raw.save(data, "PNG", exif=exif)
+    lying = Image.open(data)
+    assert picture_key(lying) == picture_key(seen) != picture_key(raw)
+    assert picture_key(mirrored(lying)) == picture_key(ImageOps.mirror(seen))
+    decoder = tiny_model().image_decoder
+    assert torch.equal(encode(decoder, tiny_processor, [lying]), encode(decoder, tiny_processor, [seen]))
 
 
 def test_two_files_of_one_folder_are_two_sources(tiny_processor, tmp_path):

@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """The data position is part of a checkpoint; parts for processes and workers; too much rot stops a run."""
 
+import hashlib
 import io
 import json
 import os
@@ -8,16 +9,13 @@ import random
 import signal
 import subprocess
 import sys
-import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from deem_fixtures import tiny_model
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
@@ -27,7 +25,6 @@ from recipes.data.interleaved import InterleavedReader
 from recipes.data.reading import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.streaming import RecordStream
-from recipes.trainer import DeemTrainer, DeemTrainingArguments
 from recipes.world import World, write_caption_tars, write_formats
 
 
@@ -49,9 +46,9 @@ def names(samples: list[dict]) -> dict:
     return {"ids": [sample["id"] for sample in samples], "tokens": [sample.get("input_ids") for sample in samples]}
 
 
-def consume(dataset, batches: int, workers: int) -> list[dict]:
+def consume(dataset, batches: int, workers: int, batch_size: int = 2, collator=names) -> list[dict]:
     """Batches as a trainer takes them."""
-    loader = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=PositionCollator(names))
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=PositionCollator(collator))
     taken = []
     for batch, _ in zip(loader, range(batches), strict=False):
         if (position := batch.pop(POSITION, None)) is not None:
@@ -105,6 +102,57 @@ def test_a_resumed_stream_reads_only_what_it_held(world, tiny_processor, monkeyp
     assert dataset.report.to_dict()[str(world / "captions")]["read"] > 40
 
 
+def write_chats(file: Path, number: int) -> None:
+    """Chats of one picture each, which every third draws and the others read."""
+    rows = []
+    for index in range(number):
+        World(size=32).scene(index).image.save(file.with_name(f"{index}.png"))
+        image, words = {"type": "image", "text": ""}, {"type": "text", "text": "a thing"}
+        asked, answered = ([words], [image]) if index % 3 == 0 else ([image, words], [words])
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        rows.append(json.dumps({"messages": messages, "images": [f"{index}.png"]}))
+    file.write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mixing", ["micro_batch", "sample"])
+def test_every_micro_batch_has_one_mode(world, tiny_processor, tmp_path, workers, mixing):
+    """Sources of different modes, with captions in all forms; without data workers also one that gives two modes."""
+    write_chats(tmp_path / "chats.jsonl", 31)
+    write_formats(tmp_path, World(size=32), 31, formats=["vqa"])
+    sources = [str(tmp_path / ("vqa" if workers else "chats.jsonl")), str(world / "captions")]
+    data = DataArguments(data=sources, shuffle_buffer=5, pack_length=0, data_mixing=mixing, random_flip=True)
+
+    def dataset():
+        return build_dataset(data, tiny_processor, 3, 0, ("plain", "describe", "draw"))[0]
+
+    def modes(samples: list[dict]) -> dict:
+        DeemDataCollator(tiny_processor, return_targets=False)(samples)  # refuses a mixture
+        pictures = [hashlib.sha1(image.tobytes()).hexdigest() for sample in samples for image in sample["images"]]
+        return {
+            "mode": samples[0].get("mode", "interleaved"),
+            "ids": [sample["id"] for sample in samples],
+            "pictures": pictures,
+        }
+
+    whole_set = dataset()
+    whole = consume(whole_set, 80, workers, 3, modes)  # several passes over the chats
+    assert {batch["mode"] for batch in whole} == {"interleaved", "image_to_text", "text_to_image"}
+    mixed = [len({"tar" in name for name in batch["ids"]}) > 1 for batch in whole]
+    assert any(mixed) == (mixing == "sample")
+    held = 0
+    for at in range(4, 76, 9):
+        cut, resumed = dataset(), dataset()
+        assert consume(cut, at, workers, 3, modes) == whole[:at]
+        state = cut.state_dict(workers)
+        held += sum(len(stream["held"]) for stream in state["states"].values())
+        torch.save(state, tmp_path / "position.pt")
+        resumed.load_state_dict(torch.load(tmp_path / "position.pt", weights_only=True))
+        assert consume(resumed, 80 - at, workers, 3, modes) == whole[at:]
+        assert resumed.report.to_dict() == whole_set.report.to_dict()
+    assert (held > 0) == (mixing == "sample" or workers == 0)
+
+
 @pytest.mark.parametrize("per_tar, count", [(3, 4), (12, 4), (30, 3)])
 def test_parts_share_the_entries_out(tmp_path, per_tar, count):
     write_caption_tars(tmp_path, World(size=16), 30, per_tar=per_tar)
@@ -140,13 +188,36 @@ def test_a_position_that_does_not_fit_is_refused(world, tiny_processor, tmp_path
     with pytest.raises(ValueError, match="processes 1, this run has 4"):
         again.load_state_dict(state)
     other = build_dataset(DataArguments(data=[str(world / "captions")], pack_length=120), tiny_processor, 2, 3)[0]
-    other.load_state_dict({**state, "workers": 1})
-    with pytest.raises(DataError, match="give the same --data"):
-        next(iter(other))
-    unpacked = make_dataset(world, tiny_processor, pack_length=0)
-    unpacked.load_state_dict({**state, "workers": 1})
-    with pytest.raises(DataError, match="keep pack_length"):
-        next(iter(unpacked))
+    with pytest.raises(ValueError, match=r"data \[.*mmc4_annts', .*\], this run has \['.*captions'\]: give the same"):
+        other.load_state_dict(state)
+    with pytest.raises(ValueError, match="written by an older version"):
+        again.load_state_dict({name: value for name, value in state.items() if name != "settings"})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"data_probs": [100, 1]},
+            r"data_probs or data_weights \[2.0, 1.0\], this run has \[100.0, 1.0\]: give the same",
+        ),
+        ({"data_stopping": "sum"}, "data_stopping longest, this run has sum"),
+        ({"data_mixing": "sample"}, "data_mixing micro_batch, this run has sample"),
+        ({"seed": 4}, "seed 3, this run has 4"),
+        ({"shuffle_buffer": 5}, "shuffle_buffer 8, this run has 5"),
+        ({"random_flip": True}, "random_flip False, this run has True"),
+        ({"caption_group_prob": 0.5}, r"caption_group_prob 0.0, this run has \[0.0, 0.5\]"),
+        ({"pack_length": 130}, "pack_length 120, this run has 130"),
+        ({"pack_length": 0}, "pack_length 120, this run has 0"),
+        ({"max_images": 5}, "max_images 4, this run has 5"),
+    ],
+)
+def test_changed_settings_are_refused(world, tiny_processor, options, message):
+    dataset = make_dataset(world, tiny_processor)
+    consume(dataset, 4, 0)
+    with pytest.raises(ValueError, match=message):
+        make_dataset(world, tiny_processor, **options).load_state_dict(dataset.state_dict(0))
+    make_dataset(world, tiny_processor, max_skipped=0.5).load_state_dict(dataset.state_dict(0))
 
 
 def test_files_that_changed_are_refused(tmp_path):
@@ -168,7 +239,9 @@ def test_sources_in_proportion_to_their_size(world, tiny_processor):
     documents = len((world / "mmc4_annts" / "docs_no_face_shard_0_v3.jsonl").read_text().splitlines())
     for rule, weights in (("equal", [2, 1]), ("size", [documents, 90]), ("sqrt", [documents**0.5, 90**0.5])):
         assert make_dataset(world, tiny_processor, data_weights=rule).probabilities == weights
-    assert make_dataset(world, tiny_processor, data_weights="size", data_probs=[1, 3]).probabilities == [1, 3]
+    assert make_dataset(world, tiny_processor, data_probs=[1, 3]).probabilities == [1, 3]
+    with pytest.raises(ValueError, match=r"--data_probs 1 3 and --data_weights size .*--data_weights equal"):
+        make_dataset(world, tiny_processor, data_weights="size", data_probs=[1, 3])
 
 
 def test_the_same_data_given_twice_is_two_sources(world, tiny_processor):
@@ -181,7 +254,7 @@ def test_the_same_data_given_twice_is_two_sources(world, tiny_processor):
     consume(dataset, 20, 0)
     assert list(dataset.report.to_dict()) == sorted(names)
     orders = [
-        [entry["id"] for entry, _ in zip(SourceStream(source, DataReport(), (0, 1)), range(9), strict=False)]
+        [entry.sample["id"] for entry, _ in zip(SourceStream(source, DataReport(), (0, 1)), range(9), strict=False)]
         for source in dataset.sources
     ]
     assert len(set(map(tuple, orders))) == 4
@@ -206,6 +279,24 @@ def test_flips_depend_on_the_generator_alone():
         outcomes[image.getpixel((7, 0)) == (255, 0, 0)] += 1
         assert image.tobytes() == flip_images({"images": [left]}, random.Random(seed))["images"][0].tobytes()
     assert 70 < outcomes[True] < 130 and left.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_picture_that_lies_on_its_side_is_mirrored_as_it_is_seen(tiny_processor):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = io.BytesIO()
+    seen = World(size=64).scene(0).image
+    seen.transpose(Image.Transpose.ROTATE_90).save(data, "PNG", exif=exif)
+    lying = Image.open(data)
+
+    def pixels(image: Image.Image) -> torch.Tensor:
+        return tiny_processor.image_processor([image], return_tensors="pt")["pixel_values"]
+
+    assert torch.equal(pixels(lying), pixels(seen))
+    outcomes = [flip_images({"images": [lying]}, random.Random(seed))["images"][0] for seed in range(8)]
+    flipped = [image for image in outcomes if image is not lying]
+    assert 0 < len(flipped) < 8
+    assert all(torch.equal(pixels(image), pixels(ImageOps.mirror(seen))) for image in flipped)
 
 
 # ---- killed runs ----
@@ -247,93 +338,6 @@ def test_three_sigkills_leave_ids_and_losses_as_they_were(world, tiny_processor,
     assert history("killed") == history("whole") and all("image_loss" in row for row in history("whole"))
     reports = [json.loads((tmp_path / name / "data_report.json").read_text()) for name in ("killed", "whole")]
     assert reports[0] == reports[1]
-
-
-# ---- rot ----
-
-
-def huge_png() -> bytes:
-    """A whole header that promises 40 000 x 40 000 pixels."""
-    data = io.BytesIO()
-    Image.new("1", (9, 9)).save(data, "PNG")
-    huge = bytearray(data.getvalue())
-    huge[16:24] = (40_000).to_bytes(4, "big") * 2
-    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
-    return bytes(huge)
-
-
-def rotten_tars(folder: Path, bad: dict[int, set[int]]) -> None:
-    """Tars of 50 samples; per tar the numbers of those that are bad, in five kinds by turns."""
-    folder.mkdir()
-    kind = 0
-    for number, spoilt in bad.items():
-        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
-            for index in range(50):
-                data = io.BytesIO()
-                World(size=32).scene(50 * number + index).image.save(data, "JPEG")
-                jpg, side = data.getvalue(), json.dumps({"caption": f"picture {index}"}).encode()
-                if index in spoilt:
-                    jpg, side = [
-                        (jpg[: len(jpg) // 2], side),
-                        (jpg, b'{"caption": '),
-                        (b"", side),
-                        (huge_png(), side),
-                        (b"this is text", side),
-                    ][kind % 5]
-                    kind += 1
-                for suffix, content in (("jpg", jpg), ("json", side)):
-                    info = tarfile.TarInfo(f"{index:04d}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-
-
-def rot_trainer(folder: Path, processor, out: Path, max_steps: int, workers: int = 0, **options) -> DeemTrainer:
-    args = DeemTrainingArguments(
-        output_dir=str(out),
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        max_steps=max_steps,
-        per_device_train_batch_size=16,
-        dataloader_num_workers=workers,
-        save_strategy="no",
-        freeze=["*vision_tower*", "model.language_model", "image_decoder"],
-    )
-    data = DataArguments(data=[str(folder)], pack_length=0, shuffle_buffer=20, **options)
-    dataset, report = build_dataset(data, processor, 16, 0)
-    return DeemTrainer(
-        model=tiny_model(),
-        args=args,
-        train_dataset=dataset,
-        data_collator=DeemDataCollator(processor, return_targets=False),
-        processing_class=processor,
-        data_report=report,
-    )
-
-
-def test_a_tar_set_with_bad_members_trains_through_and_reports_each_kind(tiny_processor, tmp_path):
-    rotten_tars(tmp_path / "tars", {0: {3, 17, 20}, 1: {0, 49}, 2: {5, 6, 7, 8, 30}})  # 10 of 150
-    rot_trainer(tmp_path / "tars", tiny_processor, tmp_path / "out", max_steps=10).train()
-    report = json.loads((tmp_path / "out" / "data_report.json").read_text())[str(tmp_path / "tars")]
-    assert {reason: fault["count"] for reason, fault in report["skipped"].items()} == {
-        "truncated or broken image": 2,
-        "broken json": 2,
-        "empty image": 2,
-        "image too large": 2,
-        "not an image": 2,
-    }
-    assert report["read"] >= 160
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_too_many_bad_members_stop_the_run_with_the_worst_shard(tiny_processor, tmp_path, workers):
-    rotten_tars(tmp_path / "tars", {0: set(range(0, 50, 5)), 1: set(range(10, 50))})  # 10 and 40 of 50
-    message = r"of the first 1\d\d entries of .*tars are unusable \(\d\d%\).*Worst: 00001.tar with \d+ of "
-    with pytest.raises(DataError, match=message) as e:
-        rot_trainer(tmp_path / "tars", tiny_processor, tmp_path / "out", 40, workers).train()
-    assert "Traceback" not in str(e.value) and "raise --max_skipped" in str(e.value)
-    report = json.loads((tmp_path / "out" / "data_report.json").read_text())[str(tmp_path / "tars")]
-    assert len(report["skipped"]) == 5
 
 
 def test_a_zipped_file_goes_on_within(world, tmp_path):

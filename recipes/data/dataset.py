@@ -2,20 +2,22 @@
 """Readers -> one endless stream of samples per process, whose position is part of a checkpoint."""
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import ProcessorMixin
 
 from recipes.data.dialogues import released_dialogue
 from recipes.data.mixing import Mixture
 from recipes.data.packing import Packer, Packing, group_captions, limit_caption
-from recipes.data.reading import BadSample, DataError, DataReport, Entry, Reader
-from recipes.data.streaming import RecordStream
+from recipes.data.reading import BadSample, DataError, DataReport, Reader
+from recipes.data.streaming import Place, RecordStream
 
 POSITION = "position"  # key of a sample, and of a batch, under which its position travels
 
@@ -39,14 +41,35 @@ class Source:
     group_prob: float = 0.0
 
     def finish(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """What is done to each record, whatever its format."""
+        """What is done to each record, whatever its format; with `packing` it becomes a document for that.
+
+        Raises:
+            BadSample: if nothing can be made of it.
+        """
         if self.flip:
             record = flip_images(record, rng)
         if self.max_length:
             record = limit_rounds(record, self.processor, self.max_length)
         if self.released_template and "messages" in record:
             record = released_dialogue(record, self.processor.image_token, self.processor.tokenizer.eos_token)
-        return record
+        return record if self.packing is None else self._document(record)
+
+    def _document(self, record: dict[str, Any]) -> dict[str, Any]:
+        document = tokenise(record, self.processor)
+        if document["input_ids"].count(self.packing.start_of_image_token_id) != len(document["images"]):
+            raise BadSample("images and their places differ in number", record["id"])
+        if self.packing.level == "sample":
+            document["input_ids"] = limit_caption(document["input_ids"], self.packing)
+        return document
+
+
+class Item(NamedTuple):
+    """A sample, and where it can be found again: the pass over its source and the place in it (None if packed)."""
+
+    source: "SourceStream"
+    epoch: int
+    place: Place | None
+    sample: dict[str, Any]
 
 
 class SourceStream:
@@ -62,16 +85,16 @@ class SourceStream:
     def __str__(self) -> str:
         return self.source.reader.name
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Item]:
         if self.records is None:
             self._begin()
         if self.packer is None:
-            for _, record in self.records:
-                yield record
+            for place, record in self.records:
+                yield Item(self, self.epoch, place, record)
         else:
             yield from map(self._grouped, self.packer.sequences())  # a resumed pass may hold some
-            for place, record in self.records:
-                self.packer.add(self._document(record), place)
+            for place, document in self.records:
+                self.packer.add(document, place)
                 yield from map(self._grouped, self.packer.sequences())
         self.restart()
 
@@ -81,32 +104,34 @@ class SourceStream:
             self.records, self.packer, self.epoch = None, None, self.epoch + 1
 
     def _begin(self) -> None:
+        self.records = self._pass(self.epoch)
+        self.packer = Packer(self.source.packing) if self.source.packing is not None else None
+
+    def _pass(self, epoch: int) -> RecordStream:
         source = self.source
-        self.records = RecordStream(
+        return RecordStream(
             source.reader,
             self.report,
             source.seed,
-            self.epoch,
+            epoch,
             source.shuffle_buffer,
             self.part,
             source.max_skipped,
             source.finish,
         )
-        self.packer = Packer(source.packing) if source.packing is not None else None
 
-    def _document(self, record: dict[str, Any]) -> dict[str, Any]:
-        packing = self.source.packing
-        document = tokenise(record, self.source.processor)
-        if packing.level == "sample":
-            document["input_ids"] = limit_caption(document["input_ids"], packing)
-        return document
+    def again(self, epoch: int, places: list[Place]) -> list[Item]:
+        """Unpacked samples that a pass has given before. Raises DataError if the data has changed."""
+        records = self._pass(epoch).again(places)
+        return [Item(self, epoch, place, records[place]) for place in places]
 
-    def _grouped(self, sequence: dict[str, Any]) -> dict[str, Any]:
+    def _grouped(self, sequence: dict[str, Any]) -> Item:
         source = self.source
         rng = random.Random(f"{source.seed}/{self.epoch}/{sequence['id']}/group")
-        if rng.random() >= source.group_prob:
-            return sequence
-        return group_captions(sequence, rng.randint(2, 8), source.packing, source.processor.tokenizer.eos_token_id)
+        if rng.random() < source.group_prob:
+            eos = source.processor.tokenizer.eos_token_id
+            sequence = group_captions(sequence, rng.randint(2, 8), source.packing, eos)
+        return Item(self, self.epoch, None, sequence)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, and the position in the present pass (None between two)."""
@@ -122,23 +147,18 @@ class SourceStream:
         if state["records"] is None:
             return
         self._begin()
-        if (self.packer is None) != (state["packer"] is None):
-            raise DataError(
-                f"The checkpoint and this run differ in whether {self} is packed: keep pack_length as it was."
-            )
         self.records.load_state_dict(state["records"])
         if self.packer is not None:
             places = [tuple(place) for place in state["packer"]["places"]]
-            entries = self.records.fetch(places)
-            documents = [self._document(self._record_again(entries[place])) for place in places]
-            self.packer.load_state_dict({**state["packer"], "places": places}, documents)
-
-    def _record_again(self, entry: Entry) -> dict[str, Any]:
-        return self.records.make_record(entry, silent=True)
+            documents = self.records.again(places)
+            self.packer.load_state_dict({**state["packer"], "places": places}, [documents[place] for place in places])
 
 
 class SampleStream:
-    """What one process or data worker reads: the sources mixed, endlessly.
+    """What one process or data worker reads: the sources mixed, endlessly, in micro-batches of one mode each.
+
+    A sample whose mode is not that of its neighbours is held back until a micro-batch of its mode is together, with
+    others of its source, or of any source if one is drawn per sample.
 
     Args:
         dataset: sources and settings.
@@ -147,46 +167,82 @@ class SampleStream:
     """
 
     def __init__(self, dataset: "MixedDataset", report: DataReport, part: tuple[int, int]) -> None:
-        self.dataset, self.part = dataset, part
+        self.dataset, self.report, self.part = dataset, report, part
         self.sources = [SourceStream(source, report, part) for source in dataset.sources]
         self.epoch = 0
         self.mixture = self._mixture()
+        self.held: list[Item] = []  # drawn, in this order, and not given yet
 
     def _mixture(self) -> Mixture:
         index, count = self.part
         generator = torch.Generator().manual_seed(self.dataset.seed + index + self.epoch * count)
         batch_size = 1 if self.dataset.per_sample else self.dataset.batch_size
-        return Mixture(self.sources, self.dataset.probabilities, batch_size, generator, self.dataset.stopping)
+        return Mixture(
+            self.sources, self.dataset.probabilities, batch_size, generator, self.dataset.stopping, self._account
+        )
+
+    def _account(self, index: int) -> str:
+        """What became of a source, for an error."""
+        counts = self.report.to_dict().get(str(self.sources[index]), {"read": 0, "dropped_by_rule": 0, "skipped": {}})
+        faults = sorted(counts["skipped"].items(), key=lambda fault: -fault[1]["count"])
+        skipped = ", ".join(f"{fault['count']} x {reason} (e.g. {fault['examples'][0]})" for reason, fault in faults)
+        return (
+            f" So far were read from it: {counts['read']} samples; dropped by rule: {counts['dropped_by_rule']}; "
+            f"skipped: {skipped or 'nothing'}."
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
-            yield from self.mixture
+            drawn = iter(self.mixture)
+            while True:
+                yield from self._whole_batches()  # a resumed stream may hold some
+                batch = list(islice(drawn, self.mixture.batch_size))
+                if not batch:
+                    break
+                self.held += batch
             for source in self.sources:
                 source.restart()
             self.epoch += 1
             self.mixture = self._mixture()
+
+    def _whole_batches(self) -> Iterator[dict[str, Any]]:
+        """Give out what fills a micro-batch of one mode, first what was complete first."""
+        while True:
+            kinds: dict[tuple[Any, str], list[Item]] = defaultdict(list)
+            for item in self.held:
+                mode = item.sample.get("mode") or "interleaved"  # as the collator has it
+                batch = kinds[None if self.dataset.per_sample else item.source, mode]
+                batch.append(item)
+                if len(batch) == self.dataset.batch_size:
+                    break
+            else:
+                return
+            given = set(map(id, batch))
+            self.held = [item for item in self.held if id(item) not in given]
+            yield from (item.sample for item in batch)
 
     def state_dict(self) -> dict[str, Any]:
         """The position between two micro-batches."""
         return {
             "epoch": self.epoch,
             "mixture": self.mixture.state_dict(),
-            "sources": [(str(source), source.state_dict()) for source in self.sources],
+            "sources": [source.state_dict() for source in self.sources],
+            "held": [(self.sources.index(item.source), item.epoch, item.place) for item in self.held],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved position. Raises DataError if the sources are not those of the checkpoint."""
-        before, now = [name for name, _ in state["sources"]], [str(source) for source in self.sources]
-        if before != now:
-            raise DataError(
-                f"The checkpoint was reading {before}, this run reads {now}: give the same --data in the same order, or "
-                "start anew in another output_dir."
-            )
+        """Take up a saved position. Raises DataError if the data is not that of the checkpoint."""
         self.epoch = state["epoch"]
         self.mixture = self._mixture()
         self.mixture.load_state_dict(state["mixture"])
-        for source, (_, position) in zip(self.sources, state["sources"], strict=True):
+        for source, position in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(position)
+        held = [(index, epoch, tuple(place)) for index, epoch, place in state["held"]]
+        found: dict[tuple[int, int, Place], Item] = {}
+        for index, epoch in dict.fromkeys(at[:2] for at in held):
+            places = [place for *at, place in held if at == [index, epoch]]
+            found |= {(index, epoch, item.place): item for item in self.sources[index].again(epoch, places)}
+        self.held = [found[at] for at in held]
 
 
 @dataclass(frozen=True)
@@ -203,7 +259,7 @@ class Position:
 
 
 class MixedDataset(IterableDataset):
-    """An endless stream of samples whose consecutive `batch_size` samples come from one source.
+    """An endless stream of samples whose consecutive `batch_size` samples come from one source and have one mode.
 
     Every process and every data worker reads a part of its own (see `RecordStream`). Iterating gives the same samples
     each time, from the beginning, or from where `load_state_dict` says. What has been consumed is known to
@@ -216,10 +272,13 @@ class MixedDataset(IterableDataset):
         batch_size: samples per micro-batch (the DataLoader's batch size).
         seed: seed of the draws.
         stopping: what ends one pass over the mixture, after which the next begins (see `mixing.Mixture`).
-        per_sample: draw a source for every sample instead of every micro-batch.
+        per_sample: draw a source for every sample instead of every micro-batch, which then mixes sources, not modes.
 
     Attributes:
         report: what was read and skipped, by this process and its workers.
+
+    Raises:
+        ValueError: for settings that `Mixture` refuses, or if one is drawn per sample of packed and unpacked sources.
     """
 
     def __init__(
@@ -233,6 +292,9 @@ class MixedDataset(IterableDataset):
     ) -> None:
         self.sources, self.probabilities = sources, probabilities
         self.batch_size, self.seed, self.stopping, self.per_sample = batch_size, seed, stopping, per_sample
+        if per_sample and len({source.packing is None for source in sources}) > 1:
+            # packed sequences cannot be found again one by one, so none may be held back in a saved position
+            raise ValueError("Packed and unpacked sources cannot be mixed per sample: give --data_mixing micro_batch.")
         self.report = DataReport()
         self.process = (0, 1)
         self.workers: int | None = None  # that a loaded or noted position belongs to
@@ -296,25 +358,54 @@ class MixedDataset(IterableDataset):
         """
         states = {0: self._live.state_dict()} if workers == 0 and self._live is not None else dict(self.states)
         return {
+            "settings": self.settings(),
             "workers": max(workers, 1),
-            "processes": self.process[1],
-            "batch_size": self.batch_size,
             "turn": self.turn % max(workers, 1),
             "states": states,
             "report": self.report.state_dict(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What a position is worth nothing without, by the option that sets it: one value if all sources have the same,
+        else one per source. Not `max_skipped`, which may be raised to go on."""
+        of_source: dict[str, Callable[[Source], Any]] = {
+            "shuffle_buffer": lambda source: source.shuffle_buffer,
+            "pack_length": lambda source: source.packing.length if source.packing else 0,
+            "max_images": lambda source: source.packing.max_images if source.packing else None,
+            "num_image_tokens": lambda source: source.packing.num_image_tokens if source.packing else None,
+            "caption_group_prob": lambda source: source.group_prob,
+            "random_flip": lambda source: source.flip,
+            "max_length": lambda source: source.max_length,
+            "region_template": lambda source: "released" if source.released_template else "chat",
+        }
+        values = {option: [value(source) for source in self.sources] for option, value in of_source.items()}
+        return {
+            "processes": self.process[1],
+            "batch_size": self.batch_size,
+            "data": [source.reader.name for source in self.sources],
+            "seed": self.seed,
+            "data_probs or data_weights": list(self.probabilities),
+            "data_stopping": self.stopping,
+            "data_mixing": "sample" if self.per_sample else "micro_batch",
+            **{option: found[0] if found.count(found[0]) == len(found) else found for option, found in values.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position: the next iteration starts there.
 
         Raises:
-            ValueError: if the number of processes or the size of a micro-batch is another.
+            ValueError: if a setting is not that of the position (see `settings`), or an older version wrote it.
         """
-        for name, now in (("processes", self.process[1]), ("batch_size", self.batch_size)):
-            if state[name] != now:
+        if "settings" not in state:
+            raise ValueError(
+                "The checkpoint's data position was written by an older version, without the settings it belongs to: "
+                "start anew in another output_dir."
+            )
+        for option, now in self.settings().items():
+            if (before := state["settings"].get(option)) != now:
                 raise ValueError(
-                    f"The checkpoint's data position was reached with {name} {state[name]}, this run has {now}: keep "
-                    "it as it was, or start anew in another output_dir."
+                    f"The checkpoint's data position was reached with {option} {before}, this run has {now}: give the "
+                    "same, or start anew in another output_dir."
                 )
         self.workers, self.turn, self.states = state["workers"], state["turn"], dict(state["states"])
         self.report.add_state(state["report"])
@@ -349,13 +440,21 @@ def tokenise(record: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any
     }
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as it is to be seen: turned as its EXIF data says, which then no longer says so."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    """Left and right exchanged. Upright first: with the tag kept, a picture lying on its side would be stood on its
+    head when the image processor turns it."""
+    return ImageOps.mirror(upright(image))
+
+
 def flip_images(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """Mirror each picture with probability 0.5, before both of its sizes are made, so that they agree."""
-
-    def flipped(image: Image.Image) -> Image.Image:
-        return ImageOps.mirror(image) if rng.random() < 0.5 else image
-
-    return {**record, "images": [flipped(image) for image in record["images"]]}
+    return {**record, "images": [mirrored(image) if rng.random() < 0.5 else image for image in record["images"]]}
 
 
 def limit_rounds(record: dict[str, Any], processor: ProcessorMixin, max_length: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Rules: data_and_evaluation.md section 2.4 (`random_mix` of the released DEEM dat
 draws per sample and cannot keep a micro-batch within one source, hence this class.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Mixture:
         generator: the only source of chance.
         stopping: `"longest"` restarts an exhausted source and ends when every source was exhausted once, `"sum"` takes
             an exhausted source out and ends with the last one, `"shortest"` ends at the first exhaustion.
+        account: what the error of a source (by its index) that gave nothing says about it.
 
     Raises:
         ValueError: for unequal numbers of sources and weights, weights that cannot be drawn from, or an unknown stopping
@@ -40,6 +41,7 @@ class Mixture:
         batch_size: int,
         generator: torch.Generator,
         stopping: str = "longest",
+        account: Callable[[int], str] = lambda index: "",
     ) -> None:
         if stopping not in STOPPING:
             raise ValueError(f"Unknown stopping rule {stopping!r}: choose one of {', '.join(STOPPING)}.")
@@ -51,6 +53,7 @@ class Mixture:
         if not len(self.weights) or (self.weights <= 0).any() or not self.weights.isfinite().all():
             raise ValueError(f"Probabilities must be positive finite numbers, got {list(probabilities)}.")
         self.sources, self.batch_size, self.generator, self.stopping = sources, batch_size, generator, stopping
+        self.account = account
         self.batches_of_round = [0] * len(sources)
         self.exhausted = [False] * len(sources)
 
@@ -67,7 +70,7 @@ class Mixture:
                 raise DataError(
                     f"Data source {index} ({self.sources[index]}) has no {self.batch_size} usable samples for one "
                     "micro-batch: give more data, fewer data workers, or a smaller per_device_train_batch_size or "
-                    "packed length."
+                    f"packed length.{self.account(index)}"
                 )
             # The draw that finds a source exhausted yields nothing.
             self.exhausted[index] = True

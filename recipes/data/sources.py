@@ -106,13 +106,20 @@ def build_dataset(
         caption_forms: forms in which a caption source is used; each is a source, and they share its probability.
 
     Raises:
-        ValueError: if `data` is empty or cannot be read (see `find_files`), or the probabilities do not fit it.
+        ValueError: if `data` is empty or cannot be read (see `find_files`), the probabilities do not fit it, or they
+            are given together with `data_weights`.
     """
     if not arguments.data:
         raise ValueError(f"No --data given. Expected folders, files or globs of {WHAT}.")
     if arguments.data_probs is not None and len(arguments.data_probs) != len(arguments.data):
         raise ValueError(
             f"{len(arguments.data)} --data sources but {len(arguments.data_probs)} --data_probs: give one per source."
+        )
+    if arguments.data_probs is not None and arguments.data_weights != "equal":
+        probabilities = " ".join(f"{value:g}" for value in arguments.data_probs)
+        raise ValueError(
+            f"--data_probs {probabilities} and --data_weights {arguments.data_weights} (perhaps of the configuration "
+            "file) both say how often a source is drawn: leave one out, or give --data_weights equal."
         )
     sources, weights = [], []
     for number, data in enumerate(arguments.data):

@@ -7,6 +7,7 @@ and nothing else.
 """
 
 import hashlib
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -18,14 +19,17 @@ from recipes.data.reading import BadSample, DataError, DataReport, Entry, Reader
 
 Finish = Callable[[dict[str, Any], random.Random], dict[str, Any]]
 Place = tuple[int, int, int]  # number of the shard in this stream's order, number of the entry in it, its offset
+logger = logging.getLogger(__name__)
 
 
 class RecordStream:
     """One pass over (a part of) a reader's files; iterating yields `(place, record)`.
 
-    The order depends on `seed` and `epoch` alone. Each record has a generator of its own, seeded by its key, so that its
-    random choices do not depend on the order. Entries are shuffled through a buffer that starts to give at a fifth of its
-    size and then grows (WebDataset's rule).
+    The order depends on `seed`, `epoch` and the reader's name, which is the source as it was typed: another way to
+    write the same path gives another order, and two sources with files of the same names have orders of their own.
+    Each record has a generator of its own, seeded by `seed`, `epoch` and its key, so that its random choices do not
+    depend on the order. Entries are shuffled through a buffer that starts to give at a fifth of its size and then
+    grows (WebDataset's rule).
 
     Args:
         reader: what to read.
@@ -36,6 +40,9 @@ class RecordStream:
             files than streams, the entries of every file.
         max_skipped: greatest share of unusable entries (see `DataReport.check`).
         finish: what is done to each record of the reader, with a generator of its own; may raise `BadSample`.
+
+    Any other exception of the reader or of `finish`, on data that nobody foresaw, makes the entry (or the rest of the
+    file) unusable as well: no single sample ends a run, and `max_skipped` stops a source full of them.
 
     Raises:
         DataError: while iterating, if too much of the data is unusable.
@@ -65,6 +72,7 @@ class RecordStream:
             self.stride, self.phase = count, index
         self.size = shuffle_buffer
         self.shard = 0  # the shard being read
+        self.told: set[str] = set()  # unforeseen faults that were logged
         self.last: tuple[int, int] | None = None  # (number, offset) of the last entry read from it
         self.buffer: list[tuple[Place, Entry]] = []
         self.places = np.zeros((shuffle_buffer + 1, 3), np.int64)  # of what is in the buffer, ready to be saved
@@ -85,17 +93,35 @@ class RecordStream:
             yield place, record
 
     def make_record(self, entry: Entry, silent: bool = False) -> dict[str, Any] | None:
-        """The sample of an entry, always the same one in this pass."""
+        """The sample of an entry, always the same one in this pass; None if the format's rules drop it.
+
+        Raises:
+            BadSample: if the entry cannot be used, for whatever reason.
+        """
 
         def skip(reason: str, name: str) -> None:
             if not silent:
                 self.report.skip(self.reader.name, reason, name)
 
         name = f"{self.choices}/{entry.key}"
-        record = self.reader.record(entry.key, entry.payload, random.Random(name), skip)
-        if record is not None and self.finish is not None:
-            record = self.finish(record, random.Random(f"{name}/finish"))
+        try:
+            record = self.reader.record(entry.key, entry.payload, random.Random(name), skip)
+            if record is not None and self.finish is not None:
+                record = self.finish(record, random.Random(f"{name}/finish"))
+        except (BadSample, DataError):
+            raise
+        except Exception as error:
+            raise self._unforeseen(error, "entry", entry.key) from error
         return record
+
+    def _unforeseen(self, error: Exception, what: str, name: str) -> BadSample:
+        """What an exception becomes that no reader foresaw. Its words go to the log, once per kind and pass: they may
+        differ each time, and reasons are counted."""
+        reason = f"unusable {what} ({type(error).__name__})"
+        if reason not in self.told:
+            self.told.add(reason)
+            logger.warning("%s of %s: %s: %s", reason, self.reader.name, name, error)
+        return BadSample(reason, name)
 
     def _shuffled(self) -> Iterator[tuple[Place, Entry]]:
         entries = self._entries()
@@ -133,7 +159,10 @@ class RecordStream:
                     self.last = (entry.number, entry.offset)
                     if (entry.number + self.shard) % self.stride == self.phase:
                         yield (self.shard, entry.number, entry.offset), entry
-            except BadSample as bad:
+            except DataError:
+                raise
+            except Exception as error:
+                bad = error if isinstance(error, BadSample) else self._unforeseen(error, "file", shard.name)
                 self.report.reject(self.reader.name, shard.name, bad.reason, bad.name)
                 self.report.check(self.reader.name, self.max_skipped)
             self.shard, self.last = self.shard + 1, None
@@ -178,14 +207,34 @@ class RecordStream:
             try:
                 for entry in self.reader.fetch(self.shards[shard], at):
                     found[shard, entry.number, entry.offset] = entry
-            except BadSample as bad:
-                raise DataError(f"{self.shards[shard]} cannot be read any more: {bad}.") from bad
+            except DataError:
+                raise
+            except Exception as error:
+                raise DataError(f"{self.shards[shard]} cannot be read any more: {error}.") from error
             if lost := [number for number, offset in at if (shard, number, offset) not in found]:
                 raise DataError(
                     f"{self.shards[shard]} has changed since the checkpoint: entry {lost[0]} is not where it was. "
                     "Restore the file, or start anew in another output_dir."
                 )
         return found
+
+    def again(self, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
+        """Records that this pass has given before, made again without counting. Raises DataError if one cannot be."""
+        made = {}
+        for place, entry in self.fetch(places).items():
+            try:
+                record = self.make_record(entry, silent=True)
+            except BadSample as bad:
+                record, fault = None, str(bad)
+            else:
+                fault = f"{entry.key} is left out now"
+            if record is None:
+                raise DataError(
+                    f"{self.reader.name} has changed since the checkpoint: {fault}. Restore it, or start anew in "
+                    "another output_dir."
+                )
+            made[place] = record
+        return made
 
     def _fingerprint(self) -> str:
         names = "\n".join(str(shard.name) for shard in self.shards)
