@@ -15,7 +15,7 @@ from PIL import Image
 from processing import DeemDataCollator
 from recipes.data.captions import CaptionReader
 from recipes.data.reading import DataError, DataReport
-from recipes.data.sources import DataArguments, build_dataset
+from recipes.data.sources import DataArguments, build_dataset, count_entries
 from recipes.data.streaming import RecordStream
 from recipes.trainer import DeemTrainer, DeemTrainingArguments
 from recipes.world import World, write_caption_tars
@@ -141,6 +141,7 @@ def test_what_no_reader_foresaw_is_counted_and_ends_no_run(tmp_path, caplog):
     }
     assert sorted(read) == [key for key in keys[1:] if not key.endswith("0003")] and len(read) == 14
     assert "expected something else" in caplog.text
+    assert count_entries(reader) == 17
 
 
 def test_a_caption_that_cannot_be_tokenised_ends_no_run(tiny_processor, tmp_path, monkeypatch):

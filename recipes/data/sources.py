@@ -9,7 +9,7 @@ from recipes.data.captions import form_suffix
 from recipes.data.dataset import MixedDataset, Source
 from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.packing import Packing
-from recipes.data.reading import BadSample, DataReport, Reader
+from recipes.data.reading import BadSample, DataError, DataReport, Reader
 
 REGION_FAMILIES = ("regions", "vcr", "osprey")  # what region_template applies to
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.
@@ -162,9 +162,13 @@ def count_entries(reader: Reader) -> int:
     number = 0
     for shard in reader.shards:
         try:
-            number += sum(1 for _ in reader.entries(shard))
-        except BadSample as bad:
-            print(f"Not counted to its end: {bad}")
+            for _ in reader.entries(shard):
+                number += 1
+        except DataError:
+            raise
+        except Exception as error:  # as in RecordStream, where the rest of the file will be counted as unusable
+            fault = error if isinstance(error, BadSample) else f"{shard.name}: {type(error).__name__}: {error}"
+            print(f"Not counted to its end: {fault}")
     return number
 
 
