@@ -109,18 +109,7 @@ def build_dataset(
         ValueError: if `data` is empty or cannot be read (see `find_files`), the probabilities do not fit it, or they
             are given together with `data_weights`.
     """
-    if not arguments.data:
-        raise ValueError(f"No --data given. Expected folders, files or globs of {WHAT}.")
-    if arguments.data_probs is not None and len(arguments.data_probs) != len(arguments.data):
-        raise ValueError(
-            f"{len(arguments.data)} --data sources but {len(arguments.data_probs)} --data_probs: give one per source."
-        )
-    if arguments.data_probs is not None and arguments.data_weights != "equal":
-        probabilities = " ".join(f"{value:g}" for value in arguments.data_probs)
-        raise ValueError(
-            f"--data_probs {probabilities} and --data_weights {arguments.data_weights} (perhaps of the configuration "
-            "file) both say how often a source is drawn: leave one out, or give --data_weights equal."
-        )
+    _check_sources(arguments)
     sources, weights = [], []
     for number, data in enumerate(arguments.data):
         family, reader = make_reader(data, processor, caption_forms[0])
@@ -170,6 +159,22 @@ def count_entries(reader: Reader) -> int:
             fault = error if isinstance(error, BadSample) else f"{shard.name}: {type(error).__name__}: {error}"
             print(f"Not counted to its end: {fault}")
     return number
+
+
+def _check_sources(arguments: DataArguments) -> None:
+    """Raises ValueError as `build_dataset` does, before anything is read."""
+    if not arguments.data:
+        raise ValueError(f"No --data given. Expected folders, files or globs of {WHAT}.")
+    if arguments.data_probs is not None and len(arguments.data_probs) != len(arguments.data):
+        raise ValueError(
+            f"{len(arguments.data)} --data sources but {len(arguments.data_probs)} --data_probs: give one per source."
+        )
+    if arguments.data_probs is not None and arguments.data_weights != "equal":
+        probabilities = " ".join(f"{value:g}" for value in arguments.data_probs)
+        raise ValueError(
+            f"--data_probs {probabilities} and --data_weights {arguments.data_weights} (perhaps of the configuration "
+            "file) both say how often a source is drawn: leave one out, or give --data_weights equal."
+        )
 
 
 def _distinct(name: str, taken: set[str]) -> str:
