@@ -161,6 +161,24 @@ def compose_config(
     )
 
 
+def add_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The language model's own tokenizer with `NEW_TOKENS`.
+
+    Raises:
+        ValueError: it has no bos, eos or pad of its own, or one token for two of them: a processor adds what is missing,
+            and model and processor must agree on its ids.
+    """
+    own = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad")}
+    if None in own.values() or own["bos"] == own["eos"]:
+        raise ValueError(
+            f"The language model's tokenizer has the tokens {own}; DEEM needs all three, bos unlike eos. Make the processor "
+            "first, DeemProcessor.from_parts(image_processor, tokenizer, num_image_tokens, target_size), and give this call "
+            "its tokenizer: tokenizer=processor.tokenizer."
+        )
+    tokenizer.add_special_tokens({"extra_special_tokens": list(NEW_TOKENS)}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
 def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
     return getattr(pipeline, "transformer", None) or pipeline.unet
 
@@ -216,6 +234,7 @@ class ComposeMixin:
         num_image_tokens: int = 77,
         tokenizer: PreTrainedTokenizerBase | None = None,
         image_size: int | None = None,
+        dtype: torch.dtype | None = None,
         **config_overrides,
     ):
         """Composes a model from three checkpoints or folders; everything that joins them starts fresh.
@@ -228,10 +247,11 @@ class ComposeMixin:
             text: a causal language model with its tokenizer.
             diffusion: a diffusers pipeline: Stable Diffusion 1, 2 or 3, PixArt or Sana, with its text encoders.
             num_image_tokens: Q, image tokens per image and condition tokens of the image decoder.
-            tokenizer: the processor's; by default the language model's own with `NEW_TOKENS` added. Tokens that the
-                language model's own tokenizer lacks start with embeddings N(0, initializer_range), output weights 0
-                and output bias -5.
+            tokenizer: the processor's; by default the language model's own with `NEW_TOKENS` added, if it has a bos, an
+                eos and a pad token. Tokens that the language model's own tokenizer lacks start with embeddings N(0,
+                initializer_range), output weights 0 and output bias -5.
             image_size: side of the encoder's pictures in pixels; by default that of its image processor.
+            dtype: of the model; by default the language model's. The VAE stays in float32.
             config_overrides: further fields of `DeemConfig`; dicts for `perceiver_config` and `image_decoder_config`
                 are merged into what follows from the parts.
 
@@ -243,11 +263,7 @@ class ComposeMixin:
         attention_output_name(language_model.config)  # raises for families that do not fit
         pipeline = DiffusionPipeline.from_pretrained(diffusion)
         known = AutoTokenizer.from_pretrained(text)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(text)
-            tokenizer.add_special_tokens(
-                {"extra_special_tokens": list(NEW_TOKENS)}, replace_extra_special_tokens=False
-            )
+        tokenizer = add_tokens(AutoTokenizer.from_pretrained(text)) if tokenizer is None else tokenizer
         image_size = image_size or encoder_image_size(vision)
         config = compose_config(
             encoder, language_model, pipeline, tokenizer, image_size, num_image_tokens, config_overrides
@@ -261,7 +277,9 @@ class ComposeMixin:
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # that the joints are newly initialised is the point
         try:
-            model, report = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+            model, report = cls.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True, dtype=dtype or language_model.dtype
+            )
         finally:
             transformers_logging.set_verbosity(verbosity)
         if report["unexpected_keys"] or report["mismatched_keys"]:

@@ -313,6 +313,36 @@ def test_a_tokenizer_of_the_callers(parts, tmp_path) -> None:
     assert (model.config.start_of_image_token_id, model.config.image_token_id) == (260, 261)
 
 
+@pytest.mark.parametrize(
+    "own", [{"bos_token": "</s>", "pad_token": None}, {"bos_token": None, "pad_token": None}, {"pad_token": None}]
+)
+def test_model_and_processor_agree_on_the_tokens_that_a_language_model_lacks(parts, tmp_path, own: dict) -> None:
+    """As GPT-NeoX, Qwen and Llama have them."""
+    save_text(tmp_path)
+    tokenizer = build_tokenizer()
+    for name, token in own.items():
+        setattr(tokenizer, name, token)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Make the processor first.*tokenizer=processor.tokenizer"):
+        compose({**parts, "text": str(tmp_path)})
+    processor = DeemProcessor.from_parts(
+        AutoImageProcessor.from_pretrained(parts["vision"]), tokenizer, num_image_tokens=4, target_size=64
+    )
+    config = compose({**parts, "text": str(tmp_path)}, tokenizer=processor.tokenizer).config
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(config, name) == getattr(processor.tokenizer, name) is not None
+    assert config.bos_token_id != config.eos_token_id and config.text_config.vocab_size >= len(processor.tokenizer)
+
+
+def test_precision_is_the_language_models_unless_told_otherwise(parts, tmp_path) -> None:
+    AutoModel.from_pretrained(parts["vision"], dtype=torch.float16).save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(parts["vision"]).save_pretrained(tmp_path)
+    for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        model = compose({**parts, "vision": str(tmp_path)}, dtype=dtype)
+        kinds = {p.dtype for name, p in model.named_parameters() if ".vae." not in name}
+        assert kinds == {expected} and model.image_decoder.vae.dtype == torch.float32
+
+
 def test_a_tokenizer_without_image_tokens_is_refused(parts) -> None:
     with pytest.raises(ValueError, match="<image>"):
         compose(parts, tokenizer=build_tokenizer())
