@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent
@@ -33,7 +34,7 @@ PACKAGES = ("modeling_deem", "processing")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 COPIED = (
     *WEIGHTS,
-    *("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "code_digests.json"),
+    *("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "LICENSE*"),
 )
 MODEL = "modeling_deem.DeemForConditionalGeneration"
@@ -106,6 +107,11 @@ def code_files() -> list[Path]:
     return files
 
 
+def digests(files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each file, by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def changed_code(checkpoint: Path) -> list[str] | None:
     """Names of the code files that are not what they were when the checkpoint was saved; None if it does not say.
 
@@ -115,7 +121,7 @@ def changed_code(checkpoint: Path) -> list[str] | None:
     if not path.is_file():
         return None
     then = json.loads(path.read_text(encoding="utf-8"))
-    now = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files()}
+    now = digests(code_files())
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 
@@ -128,12 +134,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def make_repo(checkpoint: Path, out: Path) -> None:
-    """Writes the repo folder without its model card; `out` is replaced.
+    """Writes the repo folder without its model card; `out` is replaced when the new one is whole.
 
     Raises:
         ValueError: if `checkpoint` is no whole DEEM checkpoint, saying what it lacks, or `out` is something else than
-            an earlier repo folder.
+            an earlier repo folder, or reaches into the checkpoint or the package.
     """
+    check_out(out, checkpoint)
     needed = ("config.json", "processor_config.json", "tokenizer_config.json", "chat_template.jinja")
     missing = [name for name in needed if not (checkpoint / name).is_file()]
     if not any(checkpoint.glob("*.safetensors")):
@@ -150,22 +157,41 @@ def make_repo(checkpoint: Path, out: Path) -> None:
     config = read_json(checkpoint / "config.json")
     if config.get("model_type") != "deem":
         raise ValueError(f"{checkpoint} holds a model of type {config.get('model_type')!r}, expected 'deem'.")
-    if out.exists():
-        if any(out.iterdir()) and not (out / "modeling_deem.py").is_file():
-            raise ValueError(f"{out} exists and is no repo folder of an earlier run. Name another with --out.")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     for path in sorted({path for pattern in COPIED for path in checkpoint.glob(pattern) if path.is_file()}):
-        shutil.copy2(path, out / path.name)
+        shutil.copy2(path, unfinished / path.name)
     for path in code_files():
-        shutil.copy2(path, out / path.name)
+        shutil.copy2(path, unfinished / path.name)
     if (ROOT / "LICENSE").is_file():  # not where the package was installed as a wheel
-        shutil.copy2(ROOT / "LICENSE", out / "LICENSE")
+        shutil.copy2(ROOT / "LICENSE", unfinished / "LICENSE")
 
-    write_json(out / "config.json", {**config, "auto_map": CONFIG_MAP})
+    write_json(unfinished / "config.json", {**config, "auto_map": CONFIG_MAP})
     processor = {**read_json(checkpoint / "processor_config.json"), "auto_map": PROCESSOR_MAP}
     processor["image_processor"]["auto_map"] = {"AutoImageProcessor": IMAGE_PROCESSORS}
-    write_json(out / "processor_config.json", processor)
+    write_json(unfinished / "processor_config.json", processor)
+    # of the code beside it, so that a checkpoint made from this folder can be compared again
+    write_json(unfinished / "code_digests.json", digests(code_files()))
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(unfinished, out)
+
+
+def check_out(out: Path, checkpoint: Path) -> None:
+    """Raises `ValueError` unless a folder may be replaced: it is new, empty, or an earlier repo folder, and apart."""
+    protected = {"the checkpoint": checkpoint, "the code": ROOT, **{f"the code {p}": ROOT / p for p in PACKAGES}}
+    ours = out.resolve()
+    for what, folder in protected.items():
+        theirs = folder.resolve()
+        inside = theirs in ours.parents and folder.name in PACKAGES
+        if ours == theirs or ours in theirs.parents or inside:
+            raise ValueError(f"{out} cannot be the repo folder: it would overwrite {what}. Name another with --out.")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    config = out / "config.json"
+    if not (config.is_file() and "auto_map" in read_json(config) and (out / "modeling_deem.py").is_file()):
+        raise ValueError(f"{out} exists and is no repo folder of an earlier run. Name another with --out.")
 
 
 # ---- the model card ---------------------------------------------------------------------------------------------------
@@ -210,6 +236,8 @@ Pictures are read at {size} pixels{drawn}. One picture takes {image_tokens} imag
 
 ## Training data
 
+Of the last stage; what its starting point was trained on stands in that one's card.
+
 {data}
 
 ## Evaluation
@@ -224,8 +252,7 @@ trained on, and on no others.
 
 ## Licences
 
-The code is under the Apache License 2.0. The weights are subject to the licences of the parts they grew from, as in the
-table above.
+The code is under the Apache License 2.0. The weights are subject to the licences of the parts they grew from{licences}.
 """
 
 
@@ -332,6 +359,7 @@ def write_card(
         losses=losses_table(config, find_record(checkpoint, "trainer_state.json")),
         data=table(("source", "samples read", "left out by rule"), sources) if sources else "Not recorded.",
         evaluation=evaluation_table(metrics),
+        licences=", as in the table above" if licences else ", which were not recorded here",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -387,6 +415,27 @@ def check_repo(folder: Path, checkpoint: Path, drawing_steps: int = 2, python: s
     compare_probes(expected, probe(folder, with_package=False, drawing_steps=drawing_steps, python=python))
 
 
+def upload(folder: Path, repo: str, private: bool = False) -> str:
+    """Uploads a repo folder and takes away what an earlier upload left of weights and code; returns the commit's address.
+
+    Raises:
+        RuntimeError: the upload failed; the folder stays.
+    """
+    api = HfApi()
+    stale = ["*.safetensors", "*.safetensors.index.json", "*.py"]  # one file of weights would hide later shards
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=folder, repo_id=repo, commit_message="Upload DEEM", delete_patterns=stale
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise RuntimeError(
+            f"{folder} is ready and tested, but was not uploaded to {repo}: {error}. Log in (`hf auth login`) or check the "
+            "name and the connection, and give the same command again."
+        ) from error
+    return commit.commit_url
+
+
 # ---- command line -----------------------------------------------------------------------------------------------------
 
 
@@ -436,19 +485,18 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
     out = args.out or Path("outputs/hub") / args.repo.rpartition("/")[2]
     make_repo(args.checkpoint, out)
-    found = ("metrics.json", "evaluation/metrics.json", "../evaluation/metrics.json")
-    metrics = read_json(args.metrics) if args.metrics else find_record(args.checkpoint, *found)
+    # only figures that lie with the checkpoint are surely its own
+    metrics = read_json(args.metrics) if args.metrics else find_record(args.checkpoint, "metrics.json")
     write_card(out, args.checkpoint, args.repo, metrics, args.licence, licences, args.base_models)
     print(f"Wrote {out}. Testing it without the packages.")
     check_repo(out, args.checkpoint, args.drawing_steps, args.python)
     print("It loads, and it answers as the package does.")
+    if not metrics:
+        print("Note: the model card has no figures; give --metrics metrics.json of an evaluation of this model.")
     if unknown := [part for part in PARTS if part not in licences]:
         print(f"Note: the model card has no licence for {', '.join(unknown)}; give --part-licences PART=LICENCE.")
     if not args.dry_run:
-        api = HfApi()
-        api.create_repo(args.repo, private=args.private, exist_ok=True)
-        commit = api.upload_folder(folder_path=out, repo_id=args.repo, commit_message="Upload DEEM")
-        print(f"Uploaded: {commit.commit_url}")
+        print(f"Uploaded: {upload(out, args.repo, args.private)}")
     return out
 
 

@@ -201,11 +201,15 @@ class RecordingApi:
     """The Hub's client without the Hub."""
 
     calls: list[str] = []
+    fails = False
 
     def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
         self.calls.append(f"create {repo} private={private}")
 
-    def upload_folder(self, folder_path: Path, repo_id: str, commit_message: str):
+    def upload_folder(self, folder_path: Path, repo_id: str, commit_message: str, delete_patterns: list[str]):
+        assert "*.safetensors" in delete_patterns  # or an earlier file would hide today's shards
+        if self.fails:
+            raise OSError("no route to the Hub")
         self.calls.append(f"upload {folder_path.name}")
         return type("Commit", (), {"commit_url": "url"})
 
@@ -223,6 +227,37 @@ def test_nothing_is_uploaded_unless_the_test_passes(checkpoint, tmp_path, monkey
     monkeypatch.setattr(hub_upload, "PROBE", f"print('PROBE ' + {answer!r})")
     hub_upload.main(arguments)
     assert RecordingApi.calls == ["create org/deem private=True", "upload deem"] and code != hub_upload.PROBE
+
+
+def test_a_failed_upload_says_what_is_ready(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(hub_upload, "HfApi", RecordingApi)
+    monkeypatch.setattr(RecordingApi, "fails", True)
+    with pytest.raises(RuntimeError, match="deem is ready and tested, but was not uploaded to org/deem: no route"):
+        hub_upload.upload(tmp_path / "deem", "org/deem")
+
+
+def test_neither_the_checkpoint_nor_the_code_is_overwritten(checkpoint, tmp_path) -> None:
+    folder = tmp_path / "again"
+    hub_upload.make_repo(checkpoint, folder)
+    before = {path.name for path in folder.iterdir()}
+    root = Path(hub_upload.ROOT)
+    for source, out, what in (
+        (folder, folder, "the checkpoint"),
+        (folder, tmp_path, "the checkpoint"),
+        (checkpoint, root / "processing" / "hub", "the code processing"),
+        (checkpoint, root / "modeling_deem", "the code modeling_deem"),
+        (checkpoint, root, "the code"),
+    ):
+        with pytest.raises(ValueError, match=f"would overwrite {what}"):
+            hub_upload.make_repo(source, out)
+    assert {path.name for path in folder.iterdir()} == before and (root / "modeling_deem" / "__init__.py").is_file()
+    other = tmp_path / "code"  # code alone is no repo folder
+    other.mkdir()
+    (other / "modeling_deem.py").touch()
+    with pytest.raises(ValueError, match="is no repo folder of an earlier run"):
+        hub_upload.make_repo(checkpoint, other)
+    hub_upload.make_repo(checkpoint, folder)  # an earlier one is replaced
+    assert hub_upload.changed_code(folder) == []
 
 
 def test_help_from_anywhere(tmp_path) -> None:
