@@ -124,7 +124,7 @@ def held_out_samples(
     while len(taken) < run_args.eval_samples:
         batch = [next(samples) for _ in range(batch_size)]
         # packed sequences share documents as it is
-        names = {(sample["id"], str(sample.get("messages"))) for sample in batch if "input_ids" not in sample}
+        names = {(one["id"], str(one.get("messages"))) for one in batch if not {"input_ids", "samples"} & one.keys()}
         if names & seen:
             print(f"--eval_data has {len(taken)} samples in whole micro-batches, fewer than --eval_samples.")
             break
@@ -166,7 +166,9 @@ def train(
         processing_class=processor,
         data_report=report,
         without_vae=cache is not None,
-        questions=[sample for sample in held_out if is_question(sample)][: run_args.eval_answers],
+        questions=[one for sample in held_out for one in sample.get("samples", [sample]) if is_question(one)][
+            : run_args.eval_answers
+        ],
     )
     if run_args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))

@@ -40,7 +40,8 @@ def test_every_config_parses_and_says_how_to_launch_it(config):
     script = f"recipes/{recipe.__name__.split('.')[-1]}.py --config"
     assert text.startswith("#") and script in text and ("accelerate launch" in text or "torchrun" in text)
     if recipe is not sft_trl:  # which reads rows of its own, never packed
-        assert (parsed[2].pack_length == 0) == (recipe is sft)
+        packed = recipe is pretrain or config.stem in ("sft_grounding", "sft_grounding_single_gpu")
+        assert (parsed[2].pack_length > 0) == packed
 
 
 ACCELERATE = sorted((CONFIGS[0].parent / "accelerate").glob("*.yaml"))

@@ -407,7 +407,6 @@ def test_the_packed_mixture_is_endless_repeatable_and_fits_the_collator(tmp_path
     [
         ({"data": []}, "No --data given"),
         ({"data_probs": [1.0]}, "2 --data sources but 1 --data_probs"),
-        ({"pack_length": 100}, "Dialogues cannot be packed"),
     ],
 )
 def test_bad_data_options(tmp_path, tiny_processor, options, message):

@@ -13,6 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import ProcessorMixin
 
+from processing import DeemDataCollator
+from recipes.data.concatenating import Concatenation, Concatenator
 from recipes.data.dialogues import released_dialogue
 from recipes.data.mixing import Mixture
 from recipes.data.packing import Packer, Packing, group_captions, limit_caption
@@ -26,14 +28,15 @@ POSITION = "position"  # key of a sample, and of a batch, under which its positi
 class Source:
     """One reader and what becomes of its records; see `DataArguments`.
 
-    With `packing`, records are tokenised and packed; without, they are given as they are.
+    With `packing`, documents and captions are tokenised and packed, dialogues put one behind the other; without, records
+    are given as they are.
     """
 
     reader: Reader
     processor: ProcessorMixin
     seed: int
     shuffle_buffer: int
-    packing: Packing | None = None
+    packing: Packing | Concatenation | None = None
     max_skipped: float = 1.0
     flip: bool = False
     max_length: int = 0
@@ -55,6 +58,9 @@ class Source:
         return record if self.packing is None else self._document(record)
 
     def _document(self, record: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.packing, Concatenation):
+            encoded = DeemDataCollator(self.processor, return_targets=False).encode(record)
+            return {"record": record, "tokens": len(encoded["input_ids"])}
         document = tokenise(record, self.processor)
         if document["input_ids"].count(self.packing.start_of_image_token_id) != len(document["images"]):
             raise BadSample("images and their places differ in number", record["id"])
@@ -80,7 +86,7 @@ class SourceStream:
         self.source, self.report, self.part = source, report, part
         self.epoch = 0
         self.records: RecordStream | None = None
-        self.packer: Packer | None = None
+        self.packer: Packer | Concatenator | None = None
 
     def __str__(self) -> str:
         return self.source.reader.name
@@ -105,7 +111,9 @@ class SourceStream:
 
     def _begin(self) -> None:
         self.records = self._pass(self.epoch)
-        self.packer = Packer(self.source.packing) if self.source.packing is not None else None
+        packing = self.source.packing
+        kind = Concatenator if isinstance(packing, Concatenation) else Packer
+        self.packer = None if packing is None else kind(packing)
 
     def _pass(self, epoch: int) -> RecordStream:
         source = self.source
@@ -278,7 +286,8 @@ class MixedDataset(IterableDataset):
         report: what was read and skipped, by this process and its workers.
 
     Raises:
-        ValueError: for settings that `Mixture` refuses, or if one is drawn per sample of packed and unpacked sources.
+        ValueError: for settings that `Mixture` refuses, or if one is drawn per sample of packed and unpacked sources, or
+            of packed dialogues.
     """
 
     def __init__(
@@ -292,9 +301,13 @@ class MixedDataset(IterableDataset):
     ) -> None:
         self.sources, self.probabilities = sources, probabilities
         self.batch_size, self.seed, self.stopping, self.per_sample = batch_size, seed, stopping, per_sample
-        if per_sample and len({source.packing is None for source in sources}) > 1:
-            # packed sequences cannot be found again one by one, so none may be held back in a saved position
-            raise ValueError("Packed and unpacked sources cannot be mixed per sample: give --data_mixing micro_batch.")
+        dialogues = any(isinstance(source.packing, Concatenation) for source in sources)
+        if per_sample and (dialogues or len({source.packing is None for source in sources}) > 1):
+            # what is packed cannot be found again one by one, so nothing of it may be held back in a saved position
+            raise ValueError(
+                "Packed dialogues, or packed beside unpacked sources, cannot be mixed per sample: give --data_mixing "
+                "micro_batch, or --pack_length 0."
+            )
         self.report = DataReport()
         self.process = (0, 1)
         self.workers: int | None = None  # that a loaded or noted position belongs to
@@ -372,7 +385,7 @@ class MixedDataset(IterableDataset):
             "shuffle_buffer": lambda source: source.shuffle_buffer,
             "pack_length": lambda source: source.packing.length if source.packing else 0,
             "max_images": lambda source: source.packing.max_images if source.packing else None,
-            "num_image_tokens": lambda source: source.packing.num_image_tokens if source.packing else None,
+            "num_image_tokens": lambda source: getattr(source.packing, "num_image_tokens", None),
             "caption_group_prob": lambda source: source.group_prob,
             "random_flip": lambda source: source.flip,
             "max_length": lambda source: source.max_length,

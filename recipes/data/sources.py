@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from transformers import ProcessorMixin
 
 from recipes.data.captions import form_suffix
+from recipes.data.concatenating import Concatenation
 from recipes.data.dataset import MixedDataset, Source
 from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.packing import Packing
 from recipes.data.reading import BadSample, DataError, DataReport, Reader
+from recipes.data.rows import DatasetReader
 
 REGION_FAMILIES = ("regions", "vcr", "osprey")  # what region_template applies to
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.
@@ -58,10 +60,16 @@ class DataArguments:
         metadata={"help": "Mirror pictures of documents and captions with probability 0.5, both sizes alike."},
     )
     shuffle_buffer: int = field(default=5000, metadata={"help": "Raw entries held for shuffling, per source."})
-    pack_length: int = field(default=2048, metadata={"help": "Tokens per packed sequence; 0 = one record per sample."})
+    pack_length: int = field(
+        default=2048,
+        metadata={
+            "help": "Most tokens of a sequence: documents and captions are cut to fill it, dialogues stand in it whole; 0 = "
+            "one record per sample."
+        },
+    )
     max_length: int = field(
         default=0,
-        metadata={"help": "Most tokens of an unpacked sample; last rounds of dialogues are left out, 0 = no limit."},
+        metadata={"help": "Most tokens of a dialogue; its last rounds are left out, 0 = no limit but pack_length."},
     )
     region_template: str = field(
         default="chat",
@@ -134,7 +142,7 @@ def build_dataset(
                     packing=packing,
                     max_skipped=arguments.max_skipped,
                     flip=arguments.random_flip and (one.captioned or one.kind == "document"),
-                    max_length=arguments.max_length if packing is None else 0,
+                    max_length=_max_length(arguments, packing),
                     group_prob=arguments.caption_group_prob if one.kind == "caption" else 0.0,
                     released_template=arguments.region_template == "released" and family in REGION_FAMILIES,
                 )
@@ -177,6 +185,13 @@ def _check_sources(arguments: DataArguments) -> None:
         )
 
 
+def _max_length(arguments: DataArguments, packing: Packing | Concatenation | None) -> int:
+    """Most tokens of a record, 0 = no limit: packed documents are cut elsewhere, a dialogue must fit into its row."""
+    if isinstance(packing, Concatenation):
+        return min(arguments.max_length or packing.length, packing.length) - 1  # bos
+    return arguments.max_length if packing is None else 0
+
+
 def _distinct(name: str, taken: set[str]) -> str:
     """The name, numbered if the same data was given before: its order, its counts and its position are its own."""
     numbered, number = name, 1
@@ -186,14 +201,16 @@ def _distinct(name: str, taken: set[str]) -> str:
     return numbered
 
 
-def _packing(arguments: DataArguments, reader: Reader, processor: ProcessorMixin) -> Packing | None:
+def _packing(arguments: DataArguments, reader: Reader, processor: ProcessorMixin) -> Packing | Concatenation | None:
     if arguments.pack_length == 0:
         return None
     if reader.kind == "dialogue":
-        raise ValueError(
-            f"Dialogues cannot be packed, but --pack_length is {arguments.pack_length} and {reader.name} gives dialogues. "
-            "Set --pack_length 0, or train on them with recipes/sft.py."
-        )
+        if isinstance(reader, DatasetReader):
+            raise ValueError(
+                f"Chats in rows draw or not by turns and cannot share a sequence, but --pack_length is "
+                f"{arguments.pack_length} and {reader.name} holds such. Set --pack_length 0."
+            )
+        return Concatenation(arguments.pack_length, arguments.max_images)
     return Packing(
         length=arguments.pack_length,
         num_image_tokens=processor.num_image_tokens,
