@@ -60,6 +60,8 @@ def test_run_lengths_plain_and_compressed():
     "segmentation, message",
     [
         ([[1, 1, 2, 2]], "polygon of 4 numbers"),
+        ([[float("nan"), 1, 2, 3, 4, 3]], "polygon with coordinates like"),
+        ([[1, 1, 2, 3, 1e300, 3]], "polygon with coordinates like"),
         ({"size": [3, 3], "counts": [9]}, r"size \[3, 3\] for a picture of \[4, 5\]"),
         ({"size": [4, 5], "counts": [9]}, "add up to 9, the picture has 20"),
         ({"size": [4, 5], "counts": "0"}, "add up to 0, the picture has 20"),

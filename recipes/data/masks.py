@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+MAX_COORDINATE = 1e6  # pixels
+
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
     """A COCO segmentation -> (height, width) bool.
@@ -33,6 +35,8 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     for polygon in segmentation:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"A polygon of {len(polygon)} numbers: expected x, y of at least three points.")
+        if not all(abs(value) < MAX_COORDINATE for value in polygon):  # NaN too; pycocotools would take all memory
+            raise ValueError(f"A polygon with coordinates like {polygon[:4]}: expected pixels of the picture.")
     return coco.decode(coco.merge(coco.frPyObjects(list(segmentation), height, width))).astype(bool)
 
 

@@ -17,7 +17,7 @@ broken one is skipped and the stream goes on.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,22 @@ from PIL import Image
 
 from recipes.data.captions import caption_record, form_suffix
 from recipes.data.dialogues import around_images, dialogue
+from recipes.data.files import read_lines
 from recipes.data.interleaved import keep_some, spaces_removed
 from recipes.data.questions import question_messages
-from recipes.data.reading import BadSample, DataError, Entry, Reader, Skip, open_image, remove_reserved
+from recipes.data.reading import (
+    BadSample,
+    DataError,
+    Entry,
+    Reader,
+    Skip,
+    open_image,
+    parse_json,
+    remove_reserved,
+)
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
-BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}  # of `datasets`
 ANSWERS = ("multiple_choice_answer", "answer", "answers", "direct_answers")
 
 
@@ -71,10 +81,24 @@ class DatasetReader(Reader):
         self.image_token = image_token
         self.reserved = (image_token, *reserved)
         self.form, self.max_images = form, max_images
-        self.kind = self._kind(next(iter(_opened(first)), {}))
+        self.kind = self._kind(self._first_row())
         self.captioned = self.kind == "caption"
         if self.captioned and form != "plain":
             self.kind = "dialogue"
+
+    def _first_row(self) -> dict[str, Any]:
+        """The first row of all that can be read; {} if there is none."""
+        for shard in self.shards:
+            try:
+                for entry in self.entries(shard):
+                    return self._row(entry.payload[1], entry.key)
+            except BadSample:
+                continue  # counted when the file is read
+        return {}
+
+    @staticmethod
+    def _row(row: dict[str, Any] | bytes, key: str) -> dict[str, Any]:
+        return parse_json(row, key) if isinstance(row, bytes) else row
 
     def _kind(self, row: dict[str, Any]) -> str:
         if "texts" in row and "images" in row:
@@ -89,10 +113,18 @@ class DatasetReader(Reader):
         )
 
     def entries(self, shard: Path | HubShard, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Rows keyed `<file>:<row number from 1>`, pictures undecoded."""
+        """Rows keyed `<file>:<row number from 1>`, pictures undecoded; lines of `*.jsonl` unparsed."""
+        folder = shard.parent if isinstance(shard, Path) else Path()
+        if isinstance(shard, Path) and shard.suffix == ".jsonl":
+            # Not through `datasets`, whose JSON reader ends at a broken line, and joins columns of several forms as text.
+            for entry in read_lines(shard, number, offset):
+                yield entry._replace(payload=(folder, entry.payload))
+            return
         try:
-            for index, row in enumerate(_opened(shard).skip(number), start=number):
-                folder = shard.parent if isinstance(shard, Path) else Path()
+            # By batches of one: row by row, `datasets` would leave out what it takes for other data workers' rows.
+            batches = _opened(shard).skip(number).iter(batch_size=1)
+            for index, batch in enumerate(batches, start=number):
+                row = {column: values[0] for column, values in batch.items()}
                 yield Entry(index, 0, f"{shard.name}:{index + 1}", (folder, row))
         except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
             raise BadSample("unreadable data file", shard.name) from error
@@ -102,6 +134,7 @@ class DatasetReader(Reader):
     ) -> dict[str, Any] | None:
         """One sample; None for a document without a picture."""
         folder, row = payload
+        row = self._row(row, key)
         try:
             if "messages" in row:
                 return self._chat(key, row, folder)
@@ -155,6 +188,14 @@ class DatasetReader(Reader):
         given = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
         images = [self._image(image, folder, f"{key}/{index}") for index, image in enumerate(given)]
         messages = [{"role": turn["role"], "content": self._parts(turn["content"])} for turn in row["messages"]]
+        roles = [message["role"] for message in messages]
+        if (
+            not roles
+            or roles[-1] != "assistant"
+            or "user" not in roles
+            or set(roles) - {"system", "user", "assistant"}
+        ):
+            raise BadSample("chat without a user's turn, without an answer at its end, or of other roles", key)
         marked = sum(part["type"] == "image" for message in messages for part in message["content"])
         if not marked and images:  # TRL's rule: they stand before what the user says first
             first = next(message for message in messages if message["role"] == "user")
@@ -220,4 +261,15 @@ def _opened(shard: Path | HubShard) -> datasets.IterableDataset:
         dataset = datasets.load_dataset(builder, data_files=str(shard), split="train", streaming=True)
     else:
         dataset = shard.dataset.shard(num_shards=shard.dataset.num_shards, index=shard.index)
-    return dataset.decode(False)
+    return dataset.cast(_undecoded(dataset.features)) if dataset.features else dataset
+
+
+def _undecoded(feature: Any) -> Any:
+    """Features in which pictures stay what they are stored as, to be opened one by one."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return type(feature)({name: _undecoded(one) for name, one in feature.items()})
+    if (inner := getattr(feature, "feature", None)) is not None:  # lists
+        return replace(feature, feature=_undecoded(inner))
+    return feature
