@@ -6,6 +6,8 @@ two note the layer's input and take the image states from self-attention's argum
 what self-attention contributes. Letters: B sequences, T tokens, n images per sequence at most, N images, Q image tokens.
 """
 
+import threading
+
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -30,6 +32,21 @@ ATTENTION_OUTPUT = {
 }
 
 
+class _Held(threading.local):
+    """What one thread carries through the decoder layer that it is in."""
+
+    residual: torch.Tensor | None = None
+    states: DeemImageStates | None = None
+
+
+_HELD = _Held()
+
+
+def _let_go(*given) -> None:
+    if not torch.compiler.is_compiling():
+        _HELD.residual = _HELD.states = None
+
+
 class _ImageAttentionHooks:
     """The way of the image states through one decoder layer, from its entry to the end of its self-attention.
 
@@ -48,17 +65,23 @@ class _ImageAttentionHooks:
         attention.register_forward_pre_hook(self.enter_attention, with_kwargs=True)
         getattr(layer, output_name).register_forward_hook(self.add)
 
+    def held(self):
+        """Each thread's own, since threads share the hooks; a trace cannot follow that, and needs it not."""
+        return self if torch.compiler.is_compiling() else _HELD
+
     def enter_layer(self, norm: nn.Module, args: tuple) -> None:
-        self.residual = args[0]
+        self.held().residual = args[0]
 
     def enter_attention(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        self.states = kwargs.pop("image_states", None)
+        held = self.held()
+        held.states = kwargs.pop("image_states", None)
         if not self.has_norm:  # families whose self-attention reads the residual stream itself
-            self.residual = args[0] if args else kwargs["hidden_states"]
+            held.residual = args[0] if args else kwargs["hidden_states"]
         return args, kwargs
 
     def add(self, module: nn.Module, args: tuple, output):
-        (residual, states), self.residual, self.states = (self.residual, self.states), None, None
+        held = self.held()
+        (residual, states), held.residual, held.states = (held.residual, held.states), None, None
         if states is None or self.key not in states.blocks.modules:
             return output
         attended = output[0] if isinstance(output, tuple) else output
@@ -99,6 +122,7 @@ def build_language_model(text_config) -> nn.Module:
     language_model = AutoModel.from_config(text_config)
     for idx, layer in enumerate(language_model.layers):
         _ImageAttentionHooks(layer, idx, name)
+    language_model.register_forward_hook(_let_go, always_call=True)  # also after an exception
     return language_model
 
 

@@ -4,6 +4,9 @@ attention kernel, the precision, the device map, the checkpointing; outputs, gra
 """
 
 import copy
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -131,6 +134,35 @@ def test_values_of_the_image_attention_are_projected_once_per_prompt(model, monk
         monkeypatch.setattr(block.synchronizer, "project_values", counted)
     write(model, tiny_batch("btit", targets=False), cache_implementation="static")
     assert sorted(calls) == sorted(model.model.image_attention)
+
+
+def test_threads_share_a_model(model) -> None:
+    """Each writes what it writes alone."""
+    batches = [tiny_batch("bttit", targets=False, seed=1), tiny_batch("btitittt", targets=False, seed=2)]
+    options = {"max_new_tokens": 20, "min_new_tokens": 20}
+    expected = [write(model, batch, **options) for batch in batches]
+    with ThreadPoolExecutor(2) as threads:
+        found = threads.map(lambda _: [write(model, batch, **options) for batch in batches], range(2))
+        found = list(threads.map(lambda batch: [write(model, batch, **options) for _ in range(6)], batches)) + [*found]
+    assert found == [[expected[0]] * 6, [expected[1]] * 6, expected, expected]
+
+
+def test_nothing_is_held_after_a_forward_that_failed(model) -> None:
+    held, batch = weakref.WeakSet(), tiny_batch("bttit", targets=False)
+
+    def fail(module, args, kwargs):
+        held.add(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        raise RuntimeError("in the middle of a layer")
+
+    layer = model.model.language_model.layers[2]
+    hook = layer.register_forward_pre_hook(lambda module, args: held.add(args[0]))
+    fault = layer.self_attn.o_proj.register_forward_pre_hook(fail, with_kwargs=True)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="in the middle"):
+        model(**batch)
+    hook.remove()
+    fault.remove()
+    gc.collect()
+    assert not held
 
 
 # ---- outputs and gradients -------------------------------------------------------------------------------------------
