@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files; where pictures lie."""
 
+import os
 import random
 import zipfile
 from abc import abstractmethod
@@ -43,7 +44,8 @@ def read_lines(file: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
                             number = entry.number + 1
                             yield entry
                 begin += member.file_size
-    except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    # RuntimeError and NotImplementedError: an encrypted zip, a compression that is not known
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.zlib.error) as error:
         raise BadSample("unreadable annotation file", file.name) from error
 
 
@@ -86,7 +88,7 @@ class AnnotationReader(Reader):
         folder, row = payload
         try:
             return self.build(key, row, folder, rng, skip)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise BadSample("row of another layout", key) from error
 
     def clean(self, text: Any) -> str:
@@ -96,16 +98,22 @@ class AnnotationReader(Reader):
         return remove_reserved(text, self.reserved).strip()
 
     def find(self, folder: Path, *names: str) -> Path:
-        """The file with one of these names (paths relative to an image folder). Raises BadSample if there is none."""
+        """The file with one of these names (paths relative to an image folder). Raises BadSample if there is none.
+
+        Names are data and may be anything: what leads out of the folders that are searched is not opened. Links are not
+        followed for this, so that an image folder may be one.
+        """
         # where the last one was found comes first: the same for all pictures of a set, as a rule
         places = [self._folder[folder]] if folder in self._folder else []
-        places += [root / name for root in (folder, *folder.parents[:2]) for name in self.image_folders]
+        searched = (folder, *folder.parents[:2])
+        places += [root / name for root in searched for name in self.image_folders]
         for name in names:
             for place in places:
-                if (place / name).is_file():
+                # `os.path.isfile` is False, too, for names that no file can have
+                if os.path.isfile(place / name) and _is_below(place / name, place, *searched):
                     self._folder[folder] = place
                     return place / name
-        raise BadSample("missing image", names[0])
+        raise BadSample("missing image", str(names[0])[:200])
 
     def image(self, folder: Path, *names: str) -> Image.Image:
         """The picture with one of these names; see `find`."""
@@ -125,7 +133,8 @@ class RowReader(AnnotationReader):
         try:
             rows = self.rows(shard)
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise BadSample("annotation file of another layout", shard.name) from error
+            cause = f"{type(error).__name__}: {error}"  # of a file beside it, maybe
+            raise BadSample("annotation file of another layout", f"{shard.name} ({cause:.300})") from error
         for index, (name, row) in enumerate(rows[number:], start=number):
             yield Entry(index, 0, f"{shard.name}:{name}", (shard.parent, row))
 
@@ -142,6 +151,13 @@ class LineReader(AnnotationReader):
         """One sample of a line."""
         folder, line = payload
         return super().record(key, (folder, parse_json(line, key)), rng, skip)
+
+
+def _is_below(file: Path, *folders: Path) -> bool:
+    """Whether a path leads into one of the folders, links not followed; everything lies below `/`, so that says nothing."""
+    path = Path(os.path.abspath(file))
+    roots = [Path(os.path.abspath(folder)) for folder in folders]
+    return any(path.is_relative_to(root) for root in roots if root != root.parent)
 
 
 def load_json(file: Path) -> Any:

@@ -131,11 +131,36 @@ def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
         found = "; ".join(f"{family} in {found[0].parent}" for family, found in families.items())
         raise ValueError(f"{data!r} holds several formats ({found}). Give each as a source of its own.")
     ((family, files),) = families.items()
-    splits = {match[1]: file for file in reversed(files) if (match := _SPLIT.search(file.name.lower()))}
+    if family == "refcoco":
+        files = _one_split_by(files)
+    root = path if path.is_dir() else None
+    splits = {split: file for file in reversed(files) if (split := _split(file, root))}
     if len(splits) > 1:
-        names = ", ".join(file.name for file in splits.values())
+        names = ", ".join(str(file.relative_to(root) if root else file.name) for file in splits.values())
         raise ValueError(f"{data!r} holds files of several splits ({names}). Name the file, or give a glob.")
     return family, files
+
+
+def _split(file: Path, root: Path | None) -> str | None:
+    """The split that a file's name tells, else that of the nearest folder below the given one."""
+    names = reversed(file.relative_to(root).parts) if root else (file.name,)
+    return next((match[1] for name in names if (match := _SPLIT.search(name.lower()))), None)
+
+
+def _one_split_by(files: list[Path]) -> list[Path]:
+    """Of each folder's refs one file: they hold the same expressions, split in different ways.
+
+    Raises:
+        ValueError: if neither `refs(unc)` nor `refs(umd)` is among several.
+    """
+    chosen = []
+    for folder in dict.fromkeys(file.parent for file in files):
+        by_stem = {file.stem: file for file in files if file.parent == folder}  # a pickle comes after its JSON
+        stem = next((stem for stem in ("refs(unc)", "refs(umd)") if stem in by_stem), None)
+        if stem is None and len(by_stem) > 1:
+            raise ValueError(f"{folder} holds several refs ({', '.join(sorted(by_stem))}). Name the file.")
+        chosen.append(by_stem[stem] if stem else next(iter(by_stem.values())))
+    return chosen
 
 
 def _head(file: Path, marker: bytes) -> bytes:
@@ -146,5 +171,6 @@ def _head(file: Path, marker: bytes) -> bytes:
                 return lines.read(HEAD)
         with open(file, "rb") as lines:
             return lines.read(HEAD)
-    except (OSError, IndexError, zipfile.BadZipFile, zipfile.zlib.error):
+    # RuntimeError and NotImplementedError: an encrypted zip, a compression that is not known
+    except (OSError, IndexError, RuntimeError, EOFError, zipfile.BadZipFile, zipfile.zlib.error):
         return marker

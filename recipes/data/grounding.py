@@ -136,7 +136,7 @@ def flipped(phrase: str, box: Box, picture: Image.Image) -> tuple[str, Box, Imag
         word = other[match[0].lower()]
         return word.upper() if match[0].isupper() else word.capitalize() if match[0][0].isupper() else word
 
-    swapped = re.sub(r"left|right", swap, phrase, flags=re.IGNORECASE)
+    swapped = re.sub(r"(?<![a-z])(?:left|right)", swap, phrase, flags=re.IGNORECASE)
     x1, y1, x2, y2 = box
     return swapped, (picture.width - x2, y1, picture.width - x1, y2), ImageOps.mirror(picture)
 

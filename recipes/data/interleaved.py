@@ -68,7 +68,7 @@ class InterleavedReader(Reader):
                 for info in line["image_info"]
                 if float(info["matched_sim"]) >= self.min_similarity
             ]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadSample("line without text_list and image_info", key) from error
         if any(not 0 <= index < len(sentences) for index, _ in matches):
             raise BadSample("matched_text_index outside text_list", key)

@@ -33,7 +33,9 @@ def load_pickle(file: Path) -> Any:
         with open(file, "rb") as stream:
             return _PlainUnpickler(stream, encoding="latin1").load()
     # the errors of a broken pickle are those of whatever its bytes make the machine do
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (pickle.UnpicklingError, EOFError, MemoryError, RecursionError, ArithmeticError) as error:
+        raise ValueError(f"The pickle {file} is not read: {error or type(error).__name__}.") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"The pickle {file} is not read: {error}.") from error
 
 

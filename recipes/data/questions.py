@@ -47,18 +47,23 @@ class QuestionReader(Reader):
         """Questions with their answer and picture file, keyed `<file>:<question_id>`."""
         annotations = annotation_file(shard)
         try:
-            answers = {row["question_id"]: row for row in _rows(annotations, "annotations")}
+            given = _rows(annotations, "annotations")
+            answers = {row["question_id"]: row for row in given if isinstance(row, dict) and "question_id" in row}
             questions = _rows(shard, "questions")
         except (KeyError, TypeError, OSError) as error:
             raise BadSample("question or annotation file of another layout", shard.name) from error
         images = image_folder(shard)
         for index, row in enumerate(questions[number:], start=number):
-            key = f"{shard.name}:{row.get('question_id', f'row {index}')}"
-            yield Entry(index, 0, key, {"row": row, "answer": answers.get(row.get("question_id")), "images": images})
+            name = row.get("question_id") if isinstance(row, dict) else None
+            key = f"{shard.name}:{f'row {index}' if name is None else name}"
+            answer = answers.get(name) if isinstance(name, (int, str)) else None
+            yield Entry(index, 0, key, {"row": row, "answer": answer, "images": images})
 
     def record(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One dialogue: the picture and question, and the (most frequent, else first) answer."""
         row, answered = payload["row"], payload["answer"]
+        if not isinstance(row, dict):
+            raise BadSample("question of another layout", key)
         if answered is None:
             raise BadSample("question without answer", key)
         try:
@@ -133,7 +138,7 @@ def image_file(folder: Path, image_id: int | str) -> Path:
     """COCO's file name for an image number; other ids are taken as file stems."""
     if isinstance(image_id, int) or str(image_id).isdigit():
         return folder / f"{_prefix(folder)}{int(image_id):012d}.jpg"
-    return folder / f"{image_id}.jpg"
+    return folder / f"{Path(str(image_id)).name}.jpg"  # no path out of the folder
 
 
 def _rows(file: Path, key: str) -> list[dict[str, Any]]:

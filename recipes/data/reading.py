@@ -2,6 +2,7 @@
 """What all readers share: entries that can be found again, opening pictures, and the account of what was unusable."""
 
 import json
+import os
 import random
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
@@ -10,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 Skip = Callable[[str, str], None]  # (reason, name of the unusable thing)
@@ -235,15 +237,19 @@ def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
     """A fully decoded RGB picture from a file, from bytes, or from what `datasets` has opened.
 
     Raises:
-        BadSample: "missing image", "empty image", "not an image", "image too large" (more pixels than
-            `MAX_PIXELS`, or a strip longer than `MAX_PROPORTION`; judged before decoding) or "truncated or broken image".
+        BadSample: "missing image", "empty image", "not an image", "image of floating point numbers",
+            "image too large" (more pixels than `MAX_PIXELS`, or a strip longer than `MAX_PROPORTION`; judged before decoding) or "truncated or broken image".
     """
     image = source if isinstance(source, Image.Image) else _opened(source, name)
+    if image.mode == "F":  # nothing says which values are black and white
+        raise BadSample("image of floating point numbers", name)
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_PROPORTION * min(image.size):
         raise BadSample("image too large", name)
     converted = None
     try:
         image.load()
+        if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: `convert` would cut them at 255
+            return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
         # a picture that is RGB already is not copied
         converted = image if image.mode == "RGB" and not getattr(image, "is_animated", False) else image.convert("RGB")
         return converted
@@ -256,8 +262,8 @@ def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
 
 def _opened(source: Path | bytes, name: str) -> Image.Image:
     """Header read, pixels not yet."""
-    if isinstance(source, Path) and not source.is_file():
-        raise BadSample("missing image", name)
+    if isinstance(source, Path) and not os.path.isfile(source):  # False, too, for names that no file can have
+        raise BadSample("missing image", name[:200])
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise BadSample("empty image", name)
     try:
@@ -278,7 +284,7 @@ def parse_json(text: str | bytes, name: str) -> Any:
     """`json.loads` that turns broken JSON and broken UTF-8 into `BadSample`."""
     try:
         return json.loads(text)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise BadSample("broken json", name) from error
 
 
@@ -286,4 +292,5 @@ def remove_reserved(text: str, reserved: tuple[str, ...]) -> str:
     """Take the tokenizer's special tokens out of running text, where they would count as pictures or document ends."""
     for token in reserved:
         text = text.replace(token, "")
-    return text
+    # half of a surrogate pair, as cut JSON has it, is no text: tokenizers refuse it
+    return text.encode("utf-8", "ignore").decode("utf-8")

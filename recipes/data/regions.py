@@ -119,7 +119,7 @@ def region_mask(segmentation: Any, picture: Image.Image, name: str, skip: Skip) 
     """(H, W) bool, or None (noted by `skip`) where it is broken, empty or of another size than its picture."""
     try:
         mask = decode_segmentation(segmentation, picture.height, picture.width)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         skip("broken mask", name)
         return None
     if not mask.any():

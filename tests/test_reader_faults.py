@@ -1,0 +1,166 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""What readers make of files that are faulty, hostile or laid out in a way that is easily misread."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes.data import grounding, pickles
+from recipes.data.formats import READERS, find_files
+from recipes.data.reading import BadSample, DataReport, open_image, parse_json
+from recipes.data.streaming import RecordStream
+
+
+def picture(path: Path, size: tuple[int, int] = (32, 32), **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 30, 30)).save(path, **options)
+    return path
+
+
+def read(data: Path, family: str, **options) -> tuple[list[dict], dict[str, int]]:
+    """Records, and how often each reason was given."""
+    found, files = find_files(str(data))
+    assert found == family
+    reader, report = READERS[family](files, **options), DataReport()
+    records = [record for _, record in RecordStream(reader, report, seed=0)]
+    skipped = report.to_dict().get(reader.name, {"skipped": {}})["skipped"]
+    return records, {reason: fault["count"] for reason, fault in skipped.items()}
+
+
+def texts(record: dict) -> list[str]:
+    return [
+        "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
+        for message in record["messages"]
+    ]
+
+
+def chat(user, answer="A shape.", **more) -> dict:
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "images": ["a.png"], **more}
+
+
+def write_lines(file: Path, lines: list) -> Path:
+    file.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return file
+
+
+# ---- text and pictures ----
+
+
+def test_half_a_surrogate_pair_is_taken_out(tmp_path, tiny_processor):
+    picture(tmp_path / "a.png")
+    (record,), _ = read(write_lines(tmp_path / "a.jsonl", [chat("What \ud83d?")]), "rows")
+    assert texts(record)[0] == "<image>What ?"
+    assert tiny_processor.tokenizer(texts(record)[0])["input_ids"]
+
+
+def test_json_nested_without_end_is_broken():
+    with pytest.raises(BadSample, match="broken json: x"):
+        parse_json("[" * 100_000, "x")
+
+
+def test_a_picture_name_that_no_file_can_have(tmp_path):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(BadSample, match="missing image"):
+            open_image(tmp_path / name, name)
+
+
+def test_grey_pictures_of_sixteen_bits_keep_their_shades(tmp_path):
+    Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((8, 8), 30000, np.int32)).save(tmp_path / "grey.tif")
+    for name in ("grey.png", "grey.tif"):
+        opened = open_image(tmp_path / name, name)
+        assert opened.mode == "RGB" and opened.getpixel((0, 0)) == (117, 117, 117)
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(BadSample, match="image of floating point numbers: float.tif"):
+        open_image(tmp_path / "float.tif", "float.tif")
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize(
+    "names, chosen",
+    [
+        (["refs(google).p", "refs(unc).p", "refs(unc).json"], "refs(unc).p"),
+        (["refs(google).p", "refs(umd).p"], "refs(umd).p"),
+        (["refs(google).p", "refs(google).json"], "refs(google).p"),
+    ],
+)
+def test_one_file_of_refs_is_read(tmp_path, names, chosen):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert find_files(str(tmp_path)) == ("refcoco", [tmp_path / chosen])
+
+
+def test_several_unknown_refs_are_refused(tmp_path):
+    for name in ("refs(google).p", "refs(mine).p"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="several refs .*Name the file"):
+        find_files(str(tmp_path))
+    assert find_files(str(tmp_path / "refs(mine).p"))[1] == [tmp_path / "refs(mine).p"]
+
+
+def test_splits_are_told_by_folders_below_the_given_one(tmp_path):
+    root = tmp_path / "test_and_train"
+    for split in ("train", "test"):
+        (root / "default" / split).mkdir(parents=True)
+        (root / "default" / split / "0000.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="several splits .*train/0000.parquet"):
+        find_files(str(root))
+    assert len(find_files(str(root / "default" / "train"))[1]) == 1
+
+
+def test_encrypted_zips_are_unreadable_files(tmp_path):
+    file = tmp_path / "a.jsonl.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.jsonl", '{"text_list": []}')
+    data = bytearray(file.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(data)
+    (tmp_path / "images").mkdir()
+    assert read(file, "interleaved") == ([], {"unreadable annotation file": 1})
+
+
+def test_hostile_pickles_are_refused(tmp_path):
+    (tmp_path / "a.p").write_bytes(b"\x80\x02]r\xff\xff\xff\x7f.")
+    with pytest.raises(ValueError, match="a.p is not read"):
+        pickles.load_pickle(tmp_path / "a.p")
+
+
+def karpathy(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "coco_karpathy_train.json"
+    file.write_text(json.dumps([{"image": name, "caption": "a thing"} for name in names]))
+    return file
+
+
+def test_names_of_pictures_do_not_lead_out_of_the_searched_folders(tmp_path):
+    out = picture(tmp_path / "out.png")
+    home = tmp_path / "a" / "b" / "c"
+    picture(tmp_path / "a" / "b" / "images" / "in.png")
+    elsewhere = picture(tmp_path / "elsewhere" / "linked.png")
+    file = karpathy(home, str(out), "../../../out.png", "x" * 5000, "in.png", "../images/in.png", "linked.png")
+    (home / "images").symlink_to(elsewhere.parent)
+    records, skipped = read(file, "karpathy")
+    assert len(records) == 3 and skipped == {"missing image": 3}
+
+
+def test_the_cause_of_an_unusable_annotation_file_is_told(tmp_path):
+    (tmp_path / "paragraphs_coco.json").write_text('{"annotations": []}')
+    reader, report = READERS["paragraphs"](find_files(str(tmp_path))[1]), DataReport()
+    assert not list(RecordStream(reader, report, seed=0))
+    assert "train_split.json" in str(report)
+
+
+# ---- words ----
+
+
+def test_only_words_are_mirrored():
+    phrase, _, _ = grounding.flipped("Bright LEFT man, rightmost", (0, 0, 1, 1), Image.new("RGB", (4, 4)))
+    assert phrase == "Bright RIGHT man, leftmost"
