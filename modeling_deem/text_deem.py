@@ -66,7 +66,7 @@ class _ImageAttentionHooks:
         getattr(layer, output_name).register_forward_hook(self.add)
 
     def held(self):
-        """Each thread's own, since threads share the hooks; a trace cannot follow that, and needs it not."""
+        """Where to keep both: per thread, since threads share the hooks; in a trace, which knows no threads, here."""
         return self if torch.compiler.is_compiling() else _HELD
 
     def enter_layer(self, norm: nn.Module, args: tuple) -> None:
