@@ -6,11 +6,40 @@ Letters: B sequences, T tokens, N images given, D language width, H picture side
 
 import torch
 from diffusers import SchedulerMixin
+from transformers import Cache
 
 from .attention_deem import DeemImageStates, leave_with_cache
 from .image_decoder_deem import DeemImageDecoder, gather_contexts, previous_features
 from .interleaving_deem import InterleavingMixin
 from .text_deem import last_document_start
+
+
+def padding_first(mask: torch.Tensor, cache: Cache | None = None) -> torch.Tensor | None:
+    """Order of the columns (B, T) that puts the padding of each row in front of its tokens; None where it is there.
+
+    Behind a cache the tokens read already keep the order in which they were read (`column_order`, which `generate` leaves
+    with a cache), and only the new ones are ordered.
+
+    Args:
+        mask: (B, T), 0 at padding.
+
+    Raises:
+        ValueError: the cache was cut through a padded prompt.
+    """
+    read = 0 if cache is None else min(int(cache.get_seq_length()), mask.shape[1])
+    columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    order = columns[:, :read]
+    if (before := getattr(cache, "column_order", None)) is not None and read:
+        before = before.to(mask.device).repeat_interleave(len(mask) // len(before), dim=0)[:, :read]
+        if bool((before >= read).any()):
+            raise ValueError(
+                f"The cache holds the first {read} tokens of a prompt that was padded on the right, its padding among them. "
+                "Pad on the left to cut a cache within a prompt."
+            )
+        order = torch.cat([before, order[:, before.shape[1] :]], dim=1)
+    new = mask[:, read:].long().argsort(dim=1, stable=True) + read
+    order = torch.cat([order, new], dim=1)
+    return None if torch.equal(order, columns) else order
 
 
 class DeemGenerationMixin(InterleavingMixin):
@@ -29,16 +58,21 @@ class DeemGenerationMixin(InterleavingMixin):
         if (tokenizer := kwargs.get("tokenizer")) is not None:  # `transformers serve` gives the processor
             kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         mask, prompt = kwargs.get("attention_mask"), kwargs.get("input_ids") if inputs is None else inputs
-        is_reordered = getattr(kwargs.get("past_key_values"), "padding_comes_first", False)  # by an earlier call
         sources = ("pixel_values", "mm_encoder_outputs", "image_states", "past_key_values", "inputs_embeds")
         if prompt is not None and all(kwargs.get(name) is None for name in sources):
             self.model.get_placeholder_mask(
                 prompt == self.config.image_token_id, self.lm_head.weight.new_zeros(0, 1, 1)
             )
-        if mask is None or mask.dim() != 2 or (bool(mask[:, -1].all()) and not is_reordered):
+        cache = kwargs.get("past_key_values")
+        order = None if mask is None or mask.dim() != 2 else padding_first(mask, cache)
+        if order is None:
             return super().generate(inputs, *args, **kwargs)
-        order = mask.long().argsort(dim=1, stable=True)  # padding first
         rows = torch.arange(len(mask), device=mask.device)[:, None]
+        if prompt is not None and prompt.shape != mask.shape:
+            raise ValueError(
+                f"The attention mask is {tuple(mask.shape)}, the ids {tuple(prompt.shape)}, and the padding is on the right: "
+                "give all ids of the sequence, or pad on the left."
+            )
         for name in ("input_ids", "inputs_embeds", "position_ids", "attention_mask"):
             if (given := kwargs.get(name)) is not None and given.shape[1] == mask.shape[1]:
                 kwargs[name] = given[rows, order]
@@ -46,8 +80,9 @@ class DeemGenerationMixin(InterleavingMixin):
         if prompt is not None:
             sequences = outputs if torch.is_tensor(outputs) else outputs.sequences
             sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
-        if (cache := getattr(outputs, "past_key_values", None)) is not None:
-            cache.padding_comes_first = True
+        for filled in (cache, getattr(outputs, "past_key_values", None)):
+            if filled is not None:
+                filled.column_order = order
         return outputs
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, **kwargs) -> dict:

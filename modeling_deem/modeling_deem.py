@@ -5,7 +5,7 @@ Letters: B sequences, T tokens, N images of the batch, Q image tokens per image,
 D language width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -264,7 +264,11 @@ class DeemModel(DeemPreTrainedModel):
         states = DeemImageStates(
             features, sides, index, visible, prompt_length=is_image.shape[1], prompt_visible=visible
         )
-        return states if earlier is None or not len(earlier.features) else earlier.join(states)
+        if earlier is None or len(earlier.features):
+            return states if earlier is None else earlier.join(states)
+        # tokens alone before these: they see nothing, but count
+        before = visible.new_zeros(len(visible), earlier.prompt_visible.shape[1] - visible.shape[1], visible.shape[2])
+        return replace(states, prompt_visible=torch.cat([before, visible], dim=1))
 
 
 class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin):

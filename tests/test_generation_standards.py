@@ -301,6 +301,60 @@ def test_going_on_equals_not_stopping(model, padding_side: str, cache: str) -> N
     assert not torch.equal(blind, expected.sequences)  # the images do count
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["returned", "own cache"])
+def test_going_on_behind_a_right_padded_prompt(model, given: bool) -> None:
+    """With the cache that generate returns or with the caller's own, and with turns that are padded on the right."""
+    batch = tiny_batch(*RAGGED, targets=False)
+    cache = DynamicCache() if given else None
+    first = write(model, batch, 3, return_dict_in_generate=not given, **({"past_key_values": cache} if given else {}))
+    sequences, cache = (first, cache) if given else (first.sequences, first.past_key_values)
+    expected = write(model, batch)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 3), value=1)
+    rest = write(model, {"input_ids": sequences, "attention_mask": mask, "past_key_values": cache}, NEW - 3)
+    assert torch.equal(rest[:, -NEW:], expected[:, -NEW:])
+
+
+def test_a_ragged_second_turn_padded_on_the_right(model) -> None:
+    """Behind a first turn of equal lengths, and behind one whose written end the caller masks out."""
+    for words in (("bttit", "btttt"), ("bttit", "bti")):
+        batch = tiny_batch(*words, targets=False)
+        first = write(model, batch, 3, return_dict_in_generate=True)
+        more = torch.randint(10, 40, (2, 4), generator=torch.Generator().manual_seed(0))
+        ids = torch.cat([first.sequences, more], dim=1)
+        length = batch["attention_mask"].shape[1]
+        mask = torch.nn.functional.pad(batch["attention_mask"], (0, 7), value=1)
+        mask[0, -2:] = 0  # the first row's turn is shorter
+        mask[1, length + 1 : length + 3] = 0  # the second row ended after one token
+        turn = {"input_ids": ids, "attention_mask": mask}
+        found = write(model, {**turn, "past_key_values": first.past_key_values})
+        expected = write(model, {**turn, **{k: v for k, v in batch.items() if k not in turn}}, use_cache=False)
+        assert torch.equal(found[:, -NEW:], expected[:, -NEW:])
+
+
+def test_a_turn_cut_from_the_cache(model) -> None:
+    """Words, then a picture, which is taken back; new words see what they see without a cache."""
+    (head,), (tail,) = rows_of(left("btttt")), rows_of(left("btttttttt"))
+    (picture,) = rows_of(left("bttttitt"))
+    read, whole = head["input_ids"].shape[1], tail["input_ids"]
+    with torch.no_grad():
+        cache = model(head["input_ids"], use_cache=True).past_key_values
+        model(picture["input_ids"][:, read:], picture["pixel_values"], past_key_values=cache, use_cache=True)
+        cache.crop(read - picture["input_ids"].shape[1])
+        found = model(whole[:, read:], past_key_values=cache).logits
+    ids = torch.cat([head["input_ids"], whole[:, read:]], dim=1)
+    with torch.no_grad():
+        expected = model(ids).logits[:, read:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_cache_cut_within_a_right_padded_prompt_is_refused(model) -> None:
+    batch = tiny_batch("bttttt", "btt", targets=False)
+    first = write(model, batch, 3, return_dict_in_generate=True)
+    first.past_key_values.crop(3 - int(first.past_key_values.get_seq_length()))
+    with pytest.raises(ValueError, match="Pad on the left to cut a cache"):
+        write(model, {**batch, "past_key_values": first.past_key_values})
+
+
 def test_going_on_with_embeddings(model) -> None:
     batch = left(*RAGGED)
     table, mask = model.get_input_embeddings(), batch["attention_mask"]
