@@ -2,6 +2,7 @@
 """What readers make of files that are faulty, hostile or laid out in a way that is easily misread."""
 
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -164,3 +165,102 @@ def test_the_cause_of_an_unusable_annotation_file_is_told(tmp_path):
 def test_only_words_are_mirrored():
     phrase, _, _ = grounding.flipped("Bright LEFT man, rightmost", (0, 0, 1, 1), Image.new("RGB", (4, 4)))
     assert phrase == "Bright RIGHT man, leftmost"
+
+
+# ---- one row of many ----
+
+ASKED = {"question": "?", "answers": ["!"], "direct_answers": ["!"], "answer": "!", "image": "a.png", "image_id": "7"}
+
+
+@pytest.mark.parametrize(
+    "family, name, good, wrap",
+    [
+        ("karpathy", "coco_karpathy_train.json", {"image": "a.png", "caption": "A thing"}, list),
+        ("textvqa", "TextVQA_train.json", ASKED, lambda rows: {"data": rows}),
+        ("aokvqa", "aokvqa_train.json", ASKED, list),
+        ("gqa", "train_balanced_questions.json", ASKED, list),
+        (
+            "ocrvqa",
+            "dataset.json",
+            {"imageURL": "x.png", "questions": ["?"], "answers": ["!"], "split": 1},
+            lambda rows: dict(zip(("a", "b", "c"), rows, strict=True)),
+        ),
+        (
+            "llava",
+            "llava.json",
+            {"image": "a.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]},
+            list,
+        ),
+        (
+            "vg",
+            "region_descriptions.json",
+            {"regions": [{"image_id": "a", "x": 1, "y": 1, "width": 5, "height": 5, "phrase": "a thing"}]},
+            list,
+        ),
+        (
+            "regions",
+            "instances_train.json",
+            {"id": 1, "file_name": "a.png", "width": 32, "height": 32},
+            lambda rows: {
+                "images": rows,
+                "categories": [{"id": 1, "name": "thing"}],
+                "annotations": [
+                    {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]},
+                    3,
+                ],
+            },
+        ),
+    ],
+)
+def test_one_malformed_row_does_not_cost_its_file(tmp_path, family, name, good, wrap):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "7.jpg")
+    (tmp_path / name).write_text(json.dumps(wrap([good, {"image": "x"}, 7])))
+    records, skipped = read(tmp_path / name, family)
+    assert len(records) == 1 and skipped == {"row of another layout": 2}
+
+
+def refs(folder: Path, size: tuple[int, int], box: list[float], phrase: str = "a thing", more: tuple = ()) -> Path:
+    picture(folder / "train2014" / "COCO_train2014_000000000001.jpg", (64, 48))
+    sentences = [{"raw": phrase}]
+    ref = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "train", "sentences": sentences}
+    (folder / "refs(unc).p").write_bytes(pickle.dumps([ref, *more]))
+    image = {"id": 1, "width": size[0], "height": size[1]}
+    (folder / "instances.json").write_text(
+        json.dumps({"images": [image], "annotations": [{"id": 1, "bbox": box}, {"x": 1}]})
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "given, reason",
+    [
+        ({"size": (640, 480), "box": [1, 1, 9, 9]}, "picture of another size than its record"),
+        ({"size": (64, 48), "box": [70, 50, 9, 9]}, "empty box"),
+        ({"size": (64, 48), "box": [1, 1, float("inf"), 9]}, "row of another layout"),
+        ({"size": (64, 48), "box": [1, 1, 9, 9], "phrase": " "}, "box without phrase"),
+        ({"size": (64, 48), "box": [1, 1, 9, 9], "more": ({"split": "train"},)}, "ref without annotation"),
+    ],
+)
+def test_refs_that_do_not_fit_their_picture(tmp_path, given, reason):
+    records, skipped = read(refs(tmp_path, **given), "refcoco")
+    assert len(records) == ("more" in given) and skipped == {reason: 1}
+
+
+def test_masks_of_a_resized_picture_are_refused(tmp_path):
+    picture(tmp_path / "a.png")
+    about = {"id": 1, "file_name": "a.png", "width": 64, "height": 48}
+    region = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+    file = tmp_path / "instances_train.json"
+    file.write_text(
+        json.dumps({"images": [about], "annotations": [region], "categories": [{"id": 1, "name": "thing"}]})
+    )
+    assert read(file, "regions") == ([], {"picture of another size than its record": 1})
+
+
+def test_a_broken_first_line_tells_nothing_of_the_columns(tmp_path):
+    picture(tmp_path / "a.png")
+    file = tmp_path / "a.jsonl"
+    file.write_text("{broken\n[1]\n" + json.dumps(chat('"messages"?')) + "\n")
+    assert read(file, "rows")[1] == {"broken json": 1, "row of another layout": 1}

@@ -150,7 +150,7 @@ def test_both_branches_of_flip_and_crop(tmp_path):
     _, files = find_files(str(tmp_path))
     reader = READERS["refcoco"](files, tasks=("grounding",))
     entry = next(reader.entries(files[0]))
-    ref, _ = entry.payload[1]
+    ref, *_ = entry.payload[1]
 
     def sample(rng: random.Random, phrase: str) -> dict:
         ref["sentences"] = [{"raw": phrase}]

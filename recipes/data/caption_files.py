@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.captions import caption_record, form_suffix
-from recipes.data.files import AnnotationReader, LineReader, RowReader, load_json
+from recipes.data.files import AnnotationReader, LineReader, RowReader, load_json, row_name
 from recipes.data.reading import BadSample, Skip
 
 
@@ -61,16 +61,16 @@ class KarpathyReader(CaptionFileReader, RowReader):
         """One row per caption."""
         found = []
         for index, row in enumerate(load_json(shard)):
-            captions = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-            found += [
-                (f"{index}.{i}" if len(captions) > 1 else index, (row["image"], said))
-                for i, said in enumerate(captions)
-            ]
+            said = row.get("caption") if isinstance(row, dict) else None
+            several = isinstance(said, list) and len(said) > 1
+            found += [(f"{index}.{i}", (row, i)) for i in range(len(said))] if several else [(index, (row, 0))]
         return found
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
         """Caption and picture."""
-        return row[1], [row[0]]
+        about, index = row
+        said = about["caption"]
+        return said[index] if isinstance(said, list) else said, [about["image"]]
 
 
 class Flickr30kReader(CaptionFileReader, RowReader):
@@ -83,8 +83,8 @@ class Flickr30kReader(CaptionFileReader, RowReader):
         """Rows of pictures that are not tested on."""
         test = shard.with_name("flickr30k_test1k.json")
         tested = {Path(row["file_name"]).stem for row in load_json(test)["images"]} if test.is_file() else set()
-        rows = enumerate(load_json(shard))
-        return [(index, row) for index, row in rows if Path(str(row["image_id"])).stem not in tested]
+        rows = list(enumerate(load_json(shard)))
+        return [(i, row) for i, row in rows if Path(str(row_name(row, "image_id", i))).stem not in tested]
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
         """Caption and picture."""
@@ -116,7 +116,9 @@ class ParagraphReader(CaptionFileReader, RowReader):
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
         """Training paragraphs."""
         kept = set(load_json(shard.with_name("train_split.json")))
-        return [(row["image_id"], row) for row in load_json(shard)["annotations"] if row["image_id"] in kept]
+        rows = [(row_name(row, "image_id", i), row) for i, row in enumerate(load_json(shard)["annotations"])]
+        # a row without a picture's number is kept, to be counted as one of another layout
+        return [(name, row) for name, row in rows if name in kept or not (isinstance(row, dict) and "image_id" in row)]
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
         """Paragraph and picture."""

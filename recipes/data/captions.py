@@ -108,6 +108,8 @@ class CaptionReader(Reader):
         if suffix is None:
             raise BadSample("caption without image", key)
         caption = remove_reserved(read_caption(payload, key), self.reserved).lower()
+        if not caption.strip():
+            raise BadSample("image without caption", key)
         image = open_image(payload[suffix], f"{key}.{suffix}")
         return caption_record(key, caption, image, self.form, rng, self.image_token)
 
@@ -143,8 +145,10 @@ def read_caption(members: dict[str, bytes], key: str) -> str:
     """
     described = parse_json(members["json"], f"{key}.json") if "json" in members else None
     if isinstance(described, dict) and described.get("caption"):
-        caption = described["caption"]
-        return " ".join(map(str, caption)) if isinstance(caption, list) else str(caption)
+        parts = described["caption"] if isinstance(described["caption"], list) else [described["caption"]]
+        if not all(isinstance(part, (str, int, float)) for part in parts):
+            raise BadSample("caption is not text", f"{key}.json")
+        return " ".join(map(str, parts))
     if "txt" not in members:
         raise BadSample("image without caption", key)
     try:

@@ -26,9 +26,12 @@ class LlavaReader(RowReader):
         """One row per round of a record with a picture."""
         found = []
         for index, row in enumerate(load_json(shard)):
-            if not row.get("image"):
+            if isinstance(row, dict) and not row.get("image"):
                 continue
-            turns = row["conversations"]
+            turns = row.get("conversations") if isinstance(row, dict) else None
+            if not isinstance(turns, list):
+                found.append((index, (row, ())))  # `build` takes no such row
+                continue
             # ids are not unique: some pictures have several records
             name = f"{index}:{row.get('id', '')}"
             found += [(f"{name}.{i // 2}", (row["image"], turns[i : i + 2])) for i in range(0, len(turns), 2)]

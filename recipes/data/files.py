@@ -160,6 +160,12 @@ def _is_below(file: Path, *folders: Path) -> bool:
     return any(path.is_relative_to(root) for root in roots if root != root.parent)
 
 
+def row_name(row: Any, key: str, index: int | str) -> Any:
+    """What a row is called: its value of `key`, else its number. It may be of any layout: `build` tells what is wrong."""
+    name = row.get(key) if isinstance(row, dict) else None
+    return f"row {index}" if name is None else name
+
+
 def load_json(file: Path) -> Any:
     """A whole JSON file. Raises BadSample where it is broken."""
     return parse_json(file.read_bytes(), file.name)

@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from recipes.data.dialogues import IMAGE, content, dialogue
-from recipes.data.files import RowReader, load_json
+from recipes.data.files import RowReader, load_json, row_name
 from recipes.data.masks import box_mask, scaled_box
 from recipes.data.pickles import load_pickle
 from recipes.data.reading import BadSample, Skip
-from recipes.data.regions import region_record, upright
+from recipes.data.regions import check_size, region_record, upright
 
 TASKS = ("grounding", "referring")
 SCALE = 999  # coordinates in text run from 0 to this
@@ -64,8 +64,11 @@ class GroundingReader(RowReader):
 
     def sample(self, key: str, phrase: str, box: Box, picture: Image.Image, rng: random.Random) -> dict[str, Any]:
         """One sample of a phrase and its box."""
-        if not (box[0] < box[2] and box[1] < box[3]):
-            raise BadSample("empty box", key)
+        x1, y1, x2, y2 = box
+        if not (max(x1, 0) < min(x2, picture.width) and max(y1, 0) < min(y2, picture.height)):
+            raise BadSample("empty box", key)  # or one outside of its picture
+        if not phrase:
+            raise BadSample("box without phrase", key)
         if rng.random() < self.flip_probability:
             phrase, box, picture = flipped(phrase, box, picture)
         if rng.random() < self.crop_probability and not _PLACE_WORDS.search(phrase):
@@ -91,18 +94,30 @@ class RefCocoReader(GroundingReader):
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
         """Training refs with the box of their annotation."""
         refs = load_json(shard) if shard.suffix == ".json" else load_pickle(shard)
-        boxes = {row["id"]: row["bbox"] for row in load_json(shard.with_name("instances.json"))["annotations"]}
-        return [(ref["ref_id"], (ref, boxes.get(ref["ann_id"]))) for ref in refs if ref["split"] == "train"]
+        about = load_json(shard.with_name("instances.json"))
+        rows = [row for row in about["annotations"] if isinstance(row, dict)]
+        boxes = {row.get("id"): row.get("bbox") for row in rows}
+        images = [row for row in about.get("images", ()) if isinstance(row, dict)]
+        sizes = {row.get("id"): row for row in images}
+        found = []
+        for index, ref in enumerate(refs):
+            if not isinstance(ref, dict):
+                found.append((f"row {index}", (ref, (), None)))
+            elif ref.get("split", "train") == "train":
+                box, size = boxes.get(ref.get("ann_id")), sizes.get(ref.get("image_id"))
+                found.append((row_name(ref, "ref_id", index), (ref, box, size)))
+        return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One sample."""
-        ref, box = row
+        ref, box, size = row
         if box is None:
             raise BadSample("ref without annotation", key)
         x, y, width, height = (float(value) for value in box)
         corners = tuple(float(int(value)) for value in (x, y, x + width, y + height))
         phrase = self.clean(rng.choice(ref["sentences"])["raw"])
         picture = upright(self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg"))
+        check_size(picture, size, key)
         return self.sample(key, phrase, corners, picture, rng)
 
 
@@ -114,12 +129,20 @@ class VisualGenomeReader(GroundingReader):
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
         """One row per small region."""
-        return [
-            (region["region_id"], region)
-            for row in load_json(shard)
-            for region in row["regions"]
-            if region["width"] * region["height"] < MAX_AREA
-        ]
+        found: list[tuple[Any, Any]] = []
+        for index, row in enumerate(load_json(shard)):
+            regions = row.get("regions") if isinstance(row, dict) else None
+            if not isinstance(regions, list):
+                found.append((f"row {index}", row))
+                continue
+            for number, region in enumerate(regions):
+                try:
+                    small = region["width"] * region["height"] < MAX_AREA
+                except (KeyError, TypeError):
+                    small = True  # `build` tells what is wrong
+                if small:
+                    found.append((row_name(region, "region_id", f"{index}.{number}"), region))
+        return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One sample."""

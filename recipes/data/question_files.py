@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.data.files import RowReader, load_json
+from recipes.data.files import RowReader, load_json, row_name
 from recipes.data.questions import ONE_WORD_REQUEST, question_messages
 from recipes.data.reading import BadSample, Skip
 
@@ -61,7 +61,7 @@ class TextVqaReader(QuestionFileReader):
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
         """All questions."""
-        return [(row["question_id"], row) for row in load_json(shard)["data"]]
+        return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard)["data"])]
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
         """See the base class."""
@@ -76,7 +76,7 @@ class AokVqaReader(QuestionFileReader):
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
         """All questions."""
-        return [(row["question_id"], row) for row in load_json(shard)]
+        return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard))]
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
         """See the base class."""
@@ -93,7 +93,9 @@ class GqaReader(QuestionFileReader):
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
         """All questions."""
         file = load_json(shard)
-        return list(file.items()) if isinstance(file, dict) else [(row["question_id"], row) for row in file]
+        if isinstance(file, dict):
+            return list(file.items())
+        return [(row_name(row, "question_id", i), row) for i, row in enumerate(file)]
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
         """See the base class."""
@@ -108,14 +110,22 @@ class OcrVqaReader(QuestionFileReader):
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
         """All training questions."""
-        return [
-            (f"{book}.{index}", (f"{book}{Path(row['imageURL']).suffix}", question, answer))
-            for book, row in load_json(shard).items()
-            if row["split"] == 1
-            for index, (question, answer) in enumerate(zip(row["questions"], row["answers"], strict=True))
-        ]
+        found: list[tuple[Any, Any]] = []
+        for book, row in load_json(shard).items():
+            try:
+                if row["split"] != 1:
+                    continue
+                name = f"{book}{Path(row['imageURL']).suffix}"
+                pairs = list(zip(row["questions"], row["answers"], strict=True))
+            except (KeyError, TypeError, ValueError):
+                found.append((book, row))  # `question` takes no such row
+                continue
+            found += [(f"{book}.{index}", (name, *pair)) for index, pair in enumerate(pairs)]
+        return found
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
         """See the base class."""
+        if not isinstance(row, tuple):
+            raise TypeError("a book without imageURL, questions and as many answers")
         name, question, answer = row
         return question, [answer], [name]

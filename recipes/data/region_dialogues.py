@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.dialogues import IMAGE, Piece, content, dialogue
-from recipes.data.files import LineReader, load_json
+from recipes.data.files import LineReader, load_json, row_name
 from recipes.data.masks import vcr_mask
 from recipes.data.reading import BadSample, Skip
-from recipes.data.regions import INSTRUCTIONS, MAX_REGIONS, RegionReader, region_mask, region_record, upright
+from recipes.data.regions import (
+    INSTRUCTIONS,
+    MAX_REGIONS,
+    RegionReader,
+    check_size,
+    region_mask,
+    region_record,
+    upright,
+)
 
 REASON_REQUESTS = ("Why?", "Why do you think so?", "What is the reason?", "How can you tell?")
 
@@ -75,7 +83,8 @@ class OspreyReader(RegionReader):
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
         """One row per record."""
-        return [(row.get("id", index), row) for index, row in enumerate(load_json(shard))]
+        rows = enumerate(load_json(shard))
+        return [(row.get("id", i) if isinstance(row, dict) else row_name(row, "id", i), row) for i, row in rows]
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
         """One dialogue."""
@@ -84,6 +93,7 @@ class OspreyReader(RegionReader):
         if turns is not None and len(regions) > MAX_REGIONS:
             return None
         picture = upright(self.image(folder, row["file_name"]))
+        check_size(picture, row, key)
         masks = [region_mask(region["segmentation"], picture, f"{key}/{i}", skip) for i, region in enumerate(regions)]
         if turns is not None:
             if any(mask is None for mask in masks) or not masks:

@@ -53,17 +53,21 @@ class RegionReader(RowReader):
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
         """One row per image record that has annotations."""
         file = load_json(shard)
-        categories = {row["id"]: row["name"] for row in file.get("categories", ())}
+        given = [row for row in file.get("categories", ()) if isinstance(row, dict)]
+        categories = {row["id"]: row["name"] for row in given if {"id", "name"} <= row.keys()}
         regions: dict[Any, list[dict[str, Any]]] = {}
         for row in file["annotations"]:
-            regions.setdefault(row["image_id"], []).append(row)
+            if isinstance(row, dict):
+                regions.setdefault(row.get("image_id"), []).append(row)
         kind = region_kind(shard.name)
         shared = {"kind": kind, "categories": categories}
-        return [
-            (row["id"], {"image": row, "regions": regions[row["id"]], **shared})
-            for row in file["images"]
-            if row["id"] in regions
-        ]
+        found = []
+        for index, row in enumerate(file["images"]):
+            number = row.get("id") if isinstance(row, dict) else None
+            if number is None or number in regions:  # without a number: `build` tells what is wrong
+                name = f"row {index}" if number is None else number
+                found.append((name, {"image": row, "regions": regions.get(number, []), **shared}))
+        return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One dialogue."""
@@ -71,6 +75,7 @@ class RegionReader(RowReader):
         regions = [region for region in row["regions"] if not region.get("iscrowd")]
         rng.shuffle(regions)
         picture = upright(self.image(folder, about["file_name"]))
+        check_size(picture, about, key)
         masks, answers = [], []
         for region in regions[:MAX_REGIONS]:
             name = f"{key}/{region['id']}"
@@ -126,6 +131,14 @@ def region_mask(segmentation: Any, picture: Image.Image, name: str, skip: Skip) 
         skip("empty mask", name)
         return None
     return mask
+
+
+def check_size(picture: Image.Image, about: dict[str, Any] | None, key: str) -> None:
+    """Refuses a picture that was resized after its boxes and masks were drawn. Records without a size pass."""
+    about = about or {}
+    for name, size in (("width", picture.width), ("height", picture.height)):
+        if about.get(name) is not None and about[name] != size:
+            raise BadSample("picture of another size than its record", key)
 
 
 def upright(picture: Image.Image) -> Image.Image:

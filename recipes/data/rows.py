@@ -91,14 +91,20 @@ class DatasetReader(Reader):
         for shard in self.shards:
             try:
                 for entry in self.entries(shard):
-                    return self._row(entry.payload[1], entry.key)
+                    try:
+                        return self._row(entry.payload[1], entry.key)
+                    except BadSample:
+                        continue  # a broken line, counted as well
             except BadSample:
                 continue  # counted when the file is read
         return {}
 
     @staticmethod
     def _row(row: dict[str, Any] | bytes, key: str) -> dict[str, Any]:
-        return parse_json(row, key) if isinstance(row, bytes) else row
+        row = parse_json(row, key) if isinstance(row, bytes) else row
+        if not isinstance(row, dict):
+            raise BadSample("row of another layout", key)
+        return row
 
     def _kind(self, row: dict[str, Any]) -> str:
         if "texts" in row and "images" in row:
@@ -145,6 +151,8 @@ class DatasetReader(Reader):
             if "question" in row:
                 return self._question(key, row, folder, rng)
             caption = self._clean(row["caption"]).lower()
+            if not caption:
+                raise BadSample("image without caption", key)
             return caption_record(
                 key, caption, self._image(row["image"], folder, key), self.form, rng, self.image_token
             )
