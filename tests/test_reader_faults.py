@@ -1,8 +1,10 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """What readers make of files that are faulty, hostile or laid out in a way that is easily misread."""
 
+import io
 import json
 import pickle
+import random
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 from PIL import Image
 
 from recipes.data import grounding, pickles
+from recipes.data.captions import CaptionReader
 from recipes.data.formats import READERS, find_files
+from recipes.data.masks import vcr_mask
 from recipes.data.reading import BadSample, DataReport, open_image, parse_json
 from recipes.data.streaming import RecordStream
 
@@ -264,3 +268,40 @@ def test_a_broken_first_line_tells_nothing_of_the_columns(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("{broken\n[1]\n" + json.dumps(chat('"messages"?')) + "\n")
     assert read(file, "rows")[1] == {"broken json": 1, "row of another layout": 1}
+
+
+@pytest.mark.parametrize("value", [1e300, float("nan"), float("inf")])
+def test_boxes_of_vcr_without_end_are_refused(value):
+    with pytest.raises(ValueError, match="A box at "):
+        vcr_mask([0, 0, value, 4], [[[0, 0], [4, 0], [4, 4]]], 6, 6)
+
+
+def test_captions_of_tars_must_be_texts_that_say_something():
+    reader, data = CaptionReader([Path("0.tar")]), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    for caption, reason in (({"a": 1}, "caption is not text"), (" ", "image without caption")):
+        members = {"json": json.dumps({"caption": caption}).encode(), "png": data.getvalue()}
+        with pytest.raises(BadSample, match=reason):
+            reader.record("x", members, random.Random(0), print)
+
+
+def test_a_tar_that_was_zeroed_since_gives_no_entry(tmp_path):
+    (tmp_path / "0.tar").write_bytes(bytes(10240))
+    assert list(CaptionReader([tmp_path / "0.tar"]).fetch(tmp_path / "0.tar", [(3, 1024)])) == []
+
+
+def test_an_index_without_end_is_another_layout(tmp_path):
+    (tmp_path / "images").mkdir()
+    line = '{"text_list": ["a"], "image_info": [{"image_name": "a", "matched_text_index": 1e999, "matched_sim": 1}]}'
+    (tmp_path / "a.jsonl").write_text(line)
+    assert read(tmp_path / "a.jsonl", "interleaved") == ([], {"line without text_list and image_info": 1})
+
+
+def test_questions_that_are_no_objects_cost_themselves_alone(tmp_path):
+    picture(tmp_path / "images" / "x.jpg")
+    asked = ["text", {"question_id": 1, "image_id": "x", "question": "?"}]
+    (tmp_path / "a_questions.json").write_text(json.dumps({"questions": asked}))
+    answers = [3, {"question_id": 1, "multiple_choice_answer": "!"}]
+    (tmp_path / "a_annotations.json").write_text(json.dumps({"annotations": answers}))
+    records, skipped = read(tmp_path, "questions")
+    assert len(records) == 1 and skipped == {"question of another layout": 1}

@@ -64,7 +64,12 @@ def vcr_mask(box: Sequence[float], polygons: Sequence[Any], height: int, width: 
     Args:
         box: x1, y1, x2, y2 and possibly a confidence, in pixels.
         polygons: each a list of `[x, y]` in pixels of the picture.
+
+    Raises:
+        ValueError: for a box far outside of every picture.
     """
+    if not all(abs(value) < MAX_COORDINATE for value in box[:4]):
+        raise ValueError(f"A box at {list(box[:4])}: expected pixels of the picture.")
     left, top, right, bottom = (round(value) for value in box[:4])
     columns, rows = max(right - left, 0), max(bottom - top, 0)
     x = box[0] + (np.arange(columns) + 0.5) / max(columns, 1) * (box[2] - box[0])
