@@ -30,6 +30,10 @@ def padding_first(mask: torch.Tensor, cache: Cache | None = None) -> torch.Tenso
     columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     order = columns[:, :read]
     if (before := getattr(cache, "column_order", None)) is not None and read:
+        if len(mask) % len(before):
+            raise ValueError(
+                f"{len(mask)} sequences behind a cache of {len(before)}. Give one per sequence in the cache."
+            )
         before = before.to(mask.device).repeat_interleave(len(mask) // len(before), dim=0)[:, :read]
         if bool((before >= read).any()):
             raise ValueError(
@@ -53,17 +57,22 @@ class DeemGenerationMixin(InterleavingMixin):
         give none, or only those of the new tokens.
 
         Raises:
-            ValueError: image tokens in the prompt, but no images.
+            ValueError: image tokens in the prompt, but no images (checked where there is no cache); `prefill_chunk_size`
+                with images; padding on the right behind a cache that cannot be followed.
         """
         if (tokenizer := kwargs.get("tokenizer")) is not None:  # `transformers serve` gives the processor
             kwargs["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         mask, prompt = kwargs.get("attention_mask"), kwargs.get("input_ids") if inputs is None else inputs
+        if kwargs.get("prefill_chunk_size") and kwargs.get("pixel_values") is not None:
+            raise ValueError("A prompt with images is not read in pieces: leave out prefill_chunk_size.")
         sources = ("pixel_values", "mm_encoder_outputs", "image_states", "past_key_values", "inputs_embeds")
         if prompt is not None and all(kwargs.get(name) is None for name in sources):
             self.model.get_placeholder_mask(
                 prompt == self.config.image_token_id, self.lm_head.weight.new_zeros(0, 1, 1)
             )
         cache = kwargs.get("past_key_values")
+        if cache is not None and not int(cache.get_seq_length()):
+            cache.column_order = None  # of what it held before it was emptied
         order = None if mask is None or mask.dim() != 2 else padding_first(mask, cache)
         if order is None:
             return super().generate(inputs, *args, **kwargs)

@@ -426,6 +426,15 @@ class DeemImageDecoder(DeemPreTrainedModel):
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}: give 1 or more.")
+        if isinstance(scheduler, str):
+            raise ValueError(f"scheduler is the name {scheduler!r}: give image_decoder.make_scheduler({scheduler!r}).")
+        for name, given in (("generator", generator), ("latents", latents)):
+            if isinstance(given, (list, tuple, torch.Tensor)) and len(given) != len(condition):
+                raise ValueError(
+                    f"{len(given)} entries in {name} for {len(condition)} pictures: give one per picture."
+                )
         scheduler = copy.deepcopy(scheduler or self.scheduler)
         if prediction_type(scheduler) != (trained := prediction_type(self.scheduler)):
             raise ValueError(

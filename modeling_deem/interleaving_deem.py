@@ -196,6 +196,12 @@ class InterleavingMixin:
                     f"generate_interleaved takes no {name} (got {options[name]}): each row has one continuation, and "
                     "each of its texts at most max_new_tokens."
                 )
+        for name in ("eos_token_id", "return_dict_in_generate", "stop_strings", "streamer"):
+            if options.get(name):
+                raise ValueError(
+                    f"generate_interleaved takes no {name}: a text ends at the model's eos or where a picture begins, and comes "
+                    "as token ids (see stream_interleaved)."
+                )
         # Image tokens written as text would have no image.
         defaults = {"pad_token_id": self.config.pad_token_id, "suppress_tokens": [self.config.image_token_id]}
         return {**defaults, **options, "max_new_tokens": max_new_tokens}

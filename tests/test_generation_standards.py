@@ -347,6 +347,16 @@ def test_a_turn_cut_from_the_cache(model) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_an_emptied_cache_remembers_no_padding(model) -> None:
+    cache = StaticCache(config=model.config.text_config, max_cache_len=24)
+    write(model, tiny_batch("bttttt", "btt", targets=False), 3, past_key_values=cache)
+    cache.reset()
+    batch = left("bttttt", "btt")
+    first = write(model, batch, 3, past_key_values=cache, return_dict_in_generate=True)
+    rest = write(model, turn(batch, first), NEW - 3)
+    assert torch.equal(rest, write(model, batch))
+
+
 def test_a_cache_cut_within_a_right_padded_prompt_is_refused(model) -> None:
     batch = tiny_batch("bttttt", "btt", targets=False)
     first = write(model, batch, 3, return_dict_in_generate=True)

@@ -194,3 +194,24 @@ def test_what_does_not_fit_is_refused(model, image_processor) -> None:
             interleave(model, batch, image_processor, **options)
     with pytest.raises(ValueError, match=r"1 images.*hold \[0, 0\]"):
         interleave(model, {**batch, "input_ids": batch["input_ids"].clamp(max=200)}, image_processor)
+
+
+@pytest.mark.parametrize("option", [{"eos_token_id": 2}, {"return_dict_in_generate": True}, {"stop_strings": ["a"]}])
+def test_options_that_texts_within_cannot_have_are_refused(model, image_processor, option: dict) -> None:
+    with pytest.raises(ValueError, match=f"takes no {next(iter(option))}"):
+        interleave(model, tiny_batch("btt", targets=False), image_processor, max_pieces=1, **option)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"scheduler": "DDIMScheduler"}, "make_scheduler"),
+        ({"generator": [torch.Generator()] * 2}, "2 entries in generator for 3 pictures"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, "2 entries in latents for 3 pictures"),
+    ],
+)
+def test_drawing_options_that_do_not_fit_are_refused(model, options: dict, message: str) -> None:
+    batch = tiny_batch("bt", "btt", "bttt", padding_side="left", targets=False)
+    with pytest.raises(ValueError, match=message):
+        model.generate_images(**batch, **{"num_inference_steps": 1, **options})
