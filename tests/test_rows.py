@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from recipes.data.formats import READERS, find_files
-from recipes.data.reading import DataReport
+from recipes.data.reading import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.streaming import RecordStream
 
@@ -112,3 +112,9 @@ def test_every_data_worker_reads_its_own_rows(tmp_path, tiny_processor, kind: st
     loader = DataLoader(dataset, batch_size=1, num_workers=workers, collate_fn=lambda samples: samples[0]["id"])
     seen = [name for name, _ in zip(loader, range(13), strict=False)]
     assert len(set(seen)) > 9
+
+
+def test_rows_that_cannot_be_read_at_all_say_why(tmp_path) -> None:
+    (tmp_path / "chats.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataError, match="No row of .* can be read: unreadable data file: chats.parquet"):
+        read(tmp_path / "chats.parquet")

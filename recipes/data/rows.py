@@ -87,16 +87,19 @@ class DatasetReader(Reader):
             self.kind = "dialogue"
 
     def _first_row(self) -> dict[str, Any]:
-        """The first row of all that can be read; {} if there is none."""
+        """The first row of all that can be read; {} if there is none. Raises DataError if nothing can be read."""
+        fault = None
         for shard in self.shards:
             try:
                 for entry in self.entries(shard):
                     try:
                         return self._row(entry.payload[1], entry.key)
-                    except BadSample:
-                        continue  # a broken line, counted as well
-            except BadSample:
-                continue  # counted when the file is read
+                    except BadSample as bad:  # a broken line, counted when the file is read
+                        fault = bad
+            except BadSample as bad:
+                fault = bad
+        if fault is not None:
+            raise DataError(f"No row of {self.name} can be read: {fault}. Repair or leave out these files.")
         return {}
 
     @staticmethod
