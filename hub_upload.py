@@ -30,7 +30,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("modeling_deem", "processing")
-# What of a checkpoint belongs on the Hub; optimiser, random and trainer states do not.
+# What of a checkpoint belongs on the Hub; optimizer, random and trainer states do not.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 COPIED = (
     *WEIGHTS,

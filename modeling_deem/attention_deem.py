@@ -1,7 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""The feature synchroniser: tokens look into the feature pyramids of several images (deformable attention).
+"""The feature synchronizer: tokens look into the feature pyramids of several images (deformable attention).
 
-Released as "MMFS" (multi-image multi-scale feature synchroniser); used in the language model and at the UNet's skips.
+Released as "MMFS" (multi-image multi-scale feature synchronizer); used in the language model and at the UNet's skips.
 Letters: G groups (sequences, or images to draw), L queries per group, n images per group, N images of the batch,
 V levels, H heads, K points per level, S cells of all levels, E feature width, c value channels per head.
 """
@@ -65,7 +65,7 @@ class DeemFeatureSynchronizer(nn.Module):
         super().__init__()
         if value_size % num_heads:
             raise ValueError(
-                f"The feature synchroniser's value width ({value_size}) must be a multiple of its number of heads "
+                f"The feature synchronizer's value width ({value_size}) must be a multiple of its number of heads "
                 f"({num_heads})."
             )
         self.level_sides, self.base_side = tuple(level_sides), base_side
@@ -199,7 +199,7 @@ class DeemImageStates:
         blocks: the image attention of each layer, by layer number; looked up at every forward so that wrapped
             modules (adapters) take part.
         values: projected values (B, n, H, c, S) per layer, kept while generating so that images are projected once.
-        tables: the synchroniser's position tables per layer, kept likewise.
+        tables: the synchronizer's position tables per layer, kept likewise.
         keep_values: whether to fill both.
         prompt_length: tokens of the prompt that `visible` was made from, when the sequence grows from there.
         prompt_visible: bool (B, T, n), what every token since the start of the sequence sees.
@@ -312,10 +312,10 @@ def leave_with_cache(cache: Cache | None, states: DeemImageStates) -> None:
 
 
 class DeemImageAttention(nn.Module):
-    """Gated residual from language tokens to image features: `tanh(gate) * synchroniser(norm(h), norm(features))`.
+    """Gated residual from language tokens to image features: `tanh(gate) * synchronizer(norm(h), norm(features))`.
 
     The gate starts at zero, so a new model computes exactly the plain language model. All queries look from the
-    centre of the picture.
+    center of the picture.
     """
 
     def __init__(self, config, layer_idx: int):
@@ -345,9 +345,9 @@ class DeemImageAttention(nn.Module):
             self.layer_idx, lambda features: self.synchronizer.project_values(self.feature_norm(features))
         )
         tables = states.tables.setdefault(self.layer_idx, []) if states.keep_values else None
-        centre = hidden_states.new_full((hidden_states.shape[1], 2), 0.5, dtype=torch.float32)
+        center = hidden_states.new_full((hidden_states.shape[1], 2), 0.5, dtype=torch.float32)
         queries = self.query_norm(hidden_states)
-        residual = self.synchronizer(queries, values, states.sides, states.visible, centre, tables)
+        residual = self.synchronizer(queries, values, states.sides, states.visible, center, tables)
         return torch.tanh(self.gate) * residual
 
 

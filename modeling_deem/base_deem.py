@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 def mark_upstream(module: nn.Module) -> None:
     """Tell `_init_weights` that a part built by another library starts as that library starts it.
 
-    transformers would otherwise re-initialise every diffusers module to N(0, 0.02), and leave buffers that no
+    transformers would otherwise re-initialize every diffusers module to N(0, 0.02), and leave buffers that no
     checkpoint holds (PixArt's position table) as memory happens to be.
     """
     fixed: dict[str, torch.Tensor] = {}
@@ -45,14 +45,14 @@ def mark_upstream(module: nn.Module) -> None:
         part._fixed_buffers = {name: fixed[f"{prefix}.{name}".removeprefix(".")] for name in names}
 
 
-# Quantisers convert every linear layer unless told otherwise: these see pictures, draw them, and choose the next token.
+# Quantizers convert every linear layer unless told otherwise: these see pictures, draw them, and choose the next token.
 # Each in the two names it has, in DeemModel and in DeemForConditionalGeneration.
 _UNQUANTIZED = ["vision_tower", "perceiver", "projector", "image_attention", "lm_head", "image_decoder"]
 UNQUANTIZED = _UNQUANTIZED + [f"model.{part}" for part in _UNQUANTIZED[:4]]
 
 
 def quantize_language_model_only(config: QuantizationConfigMixin | dict[str, Any]) -> QuantizationConfigMixin:
-    """A copy of a quantisation config that skips all but the language model, unless it has a list of its own.
+    """A copy of a quantization config that skips all but the language model, unless it has a list of its own.
 
     The list is called `llm_int8_skip_modules` by bitsandbytes, `modules_to_not_convert` by torchao and most others.
     """
@@ -131,7 +131,7 @@ class DeemPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initial values (spec section 1, "Initialisation"):
+        """Initial values (spec section 1, "Initialization"):
 
         | tensor | start |
         |---|---|
@@ -139,7 +139,7 @@ class DeemPreTrainedModel(PreTrainedModel):
         | projections of image tokens to language and condition width | N(0, 1e-3), bias 0 |
         | gates, fusion convolutions, start_of_image, null values, offset weights | 0 |
         | offset biases | U(-offset_range, offset_range) |
-        | value and output projections of the synchroniser | Xavier uniform |
+        | value and output projections of the synchronizer | Xavier uniform |
         | relative-position table | truncated N(0, 0.02) |
         | sin-cos tables | computed |
         | diffusers parts | as diffusers starts them |

@@ -269,13 +269,13 @@ class ComposeMixin:
             encoder, language_model, pipeline, tokenizer, image_size, num_image_tokens, config_overrides
         )
 
-        # The parts under their new names; what is missing is initialised by the model.
+        # The parts under their new names; what is missing is initialized by the model.
         new = torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values())))
         state = {f"model.vision_tower.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
         state |= text_weights(language_model, config, new)
         state |= diffusion_weights(pipeline, config.image_decoder_config.perceiver_config.num_queries)
         verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # that the joints are newly initialised is the point
+        transformers_logging.set_verbosity_error()  # that the joints are newly initialized is the point
         try:
             model, report = cls.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True, dtype=dtype or language_model.dtype

@@ -75,7 +75,7 @@ class DeemImageDecoderConfig(PreTrainedConfig):
         feature_size: width E of the image features fused at a UNet's skips; other denoisers see tokens only.
         feature_sides: sides of the feature pyramid at the encoder's pretraining resolution; sampling offsets are
             measured in these cells.
-        fusion_size, fusion_heads, fusion_points, fusion_max_images, fusion_offset_range: the feature synchroniser at
+        fusion_size, fusion_heads, fusion_points, fusion_max_images, fusion_offset_range: the feature synchronizer at
             each skip.
         num_previous_images: how many images before the drawn one feed the image loss and generation (released: 1).
         condition_dropout: share of training images whose condition is replaced by the learned null condition.

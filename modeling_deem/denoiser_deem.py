@@ -61,8 +61,8 @@ class DeemFusionBlock(nn.Module):
         side = sample.shape[-1]
         positions = self.positions if side == self.side else self.compute_positions(side)
         queries = self.query_norm(sample.flatten(2).transpose(1, 2)) + positions.to(sample)  # [G, s*s, c]
-        centres = (torch.arange(side, device=sample.device, dtype=torch.float32) + 0.5) / side
-        reference = torch.stack([centres.repeat(side), centres.repeat_interleave(side)], dim=-1)  # [s*s, 2] as (x, y)
+        centers = (torch.arange(side, device=sample.device, dtype=torch.float32) + 0.5) / side
+        reference = torch.stack([centers.repeat(side), centers.repeat_interleave(side)], dim=-1)  # [s*s, 2] as (x, y)
 
         values = states.get_values(
             self.block_idx,
@@ -211,7 +211,7 @@ def build_denoiser(config: dict[str, Any]) -> ModelMixin:
                 part._is_fixed = True
     unsupported = {key: denoiser.config[key] for key in wants if denoiser.config.get(key)}
     if name == "UNet2DConditionModel" and (denoiser.config.center_input_sample or denoiser.mid_block is None):
-        unsupported["centred samples, or no mid block"] = True
+        unsupported["centered samples, or no mid block"] = True
     if unsupported:
         raise ValueError(
             f"This {name} needs what DEEM does not give: {unsupported}. Use a denoiser conditioned on text tokens only, "

@@ -418,7 +418,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
         Args:
             generator: one for the batch, or a list of one per picture, which makes each picture independent of its
-                neighbours.
+                neighbors.
             latents: initial noise (N, 4, s, s) of variance 1.
             scheduler: any diffusers scheduler with the same noise, see `make_scheduler`; the model's own otherwise.
             step_noise: what ancestral schedulers add at each step, (num_inference_steps, N, 4, s, s) of variance 1, to

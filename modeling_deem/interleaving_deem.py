@@ -50,7 +50,7 @@ class _Row:
 class _RowSampler(LogitsProcessor):
     """Draws each row's next token with the row's own generator, and leaves only that one to be sampled.
 
-    A row that has ended draws no more, so that its generator stands where it would stand without neighbours.
+    A row that has ended draws no more, so that its generator stands where it would stand without neighbors.
     """
 
     def __init__(self, generators: list[torch.Generator], prompt_length: int, stop_ids: list[int]):
@@ -120,7 +120,7 @@ class InterleavingMixin:
             max_new_tokens: most tokens of each text.
             num_inference_steps, guidance_scale, scheduler: as in `generate_images`.
             generator: a list of one per row makes each row repeatable, text sampling included, whatever its
-                neighbours; one generator serves all rows in turn.
+                neighbors; one generator serves all rows in turn.
             latents, step_noise: for each row, a list of one per picture, as in `generate_images`, to repeat a
                 computation.
             text_options: of `generate`, for each text.

@@ -16,7 +16,7 @@ def text_loss(
     Args:
         logits: (B, T, V).
         labels: (B, T), unshifted, -100 where nothing is to be learned.
-        num_items_in_batch: targets of the whole optimiser step (gradient accumulation, ranks); without it the mean
+        num_items_in_batch: targets of the whole optimizer step (gradient accumulation, ranks); without it the mean
             over the targets given here. No target at all gives 0.
         shift_labels: (B, T), targets already aligned with the logits; they take the place of `labels`.
     """

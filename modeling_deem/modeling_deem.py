@@ -131,7 +131,7 @@ class DeemModel(DeemPreTrainedModel):
     def find_token(
         self, token_id: int | None, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
     ) -> torch.Tensor:
-        """bool (B, T), where a special token stands; in embeddings it is recognised by its row of the table."""
+        """bool (B, T), where a special token stands; in embeddings it is recognized by its row of the table."""
         if token_id is None:
             return torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
         if input_ids is not None:
@@ -339,7 +339,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
                 not computed.
             consistency_draws, image_draws: random draws of the two diffusion losses (`latents`, `noise`, `timesteps`,
                 for the image loss also `drop_condition`), to repeat a computation.
-            num_items_in_batch: text targets of the whole optimiser step.
+            num_items_in_batch: text targets of the whole optimizer step.
             shift_labels: (B, T), targets already aligned with the logits, instead of `labels`' own shift.
         """
         # 1. Pixels -> image tokens -> their places in the text -> hidden states.

@@ -19,7 +19,7 @@ from .attention_deem import DeemImageStates
 # (use_parallel_residual), passes it to the next layer.
 ATTENTION_OUTPUT = {
     "gemma": "self_attn",
-    "gemma3_text": "post_attention_layernorm",  # normalises what self-attention gives, not what the MLP reads
+    "gemma3_text": "post_attention_layernorm",  # normalizes what self-attention gives, not what the MLP reads
     "gpt_neox": "post_attention_dropout",
     "llama": "self_attn",
     "mistral": "self_attn",

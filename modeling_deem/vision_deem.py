@@ -115,7 +115,7 @@ class DeemSimplePyramid(nn.Module):
     """Four levels from the one map of a plain ViT, at 1/4, 1/2, 1 and 2 times its stride (ViTDet, Li et al. 2022).
 
     As there: two transposed convolutions, one, none, and max pooling. The convolutions that follow in ViTDet are the
-    tower's `level_projections` (1x1) and, for its 3x3, the synchronisers, which sample between cells themselves.
+    tower's `level_projections` (1x1) and, for its 3x3, the synchronizers, which sample between cells themselves.
     """
 
     def __init__(self, size: int):

@@ -82,7 +82,7 @@ class DeemDataCollator:
       of the text, outside of which nothing is trained. bos is put in front and eos behind.
     - `{"messages": [...]}`, a chat as transformers takes it; pictures stand in the image parts or, in order, in
       `"images"`. Only what the assistant says is trained.
-    - `{"input_ids": [int, ...], "images": [PIL, ...]}`, tokenised and packed, image slots included; optionally
+    - `{"input_ids": [int, ...], "images": [PIL, ...]}`, tokenized and packed, image slots included; optionally
       `"document_starts"`, one column per image.
     - `{"samples": [...]}`, samples of one mode in the forms above that share a row, one behind the other, each a document
       of its own.
@@ -105,7 +105,7 @@ class DeemDataCollator:
     | `input_ids` | (B, T) int64 | padded on the right |
     | `attention_mask` | (B, T) int64 | 1 for tokens, 0 for padding |
     | `labels` | (B, T) int64 | not shifted, -100 where nothing is trained |
-    | `pixel_values` | (N, 3, h, w) float32 | normalised with the encoder's mean and std |
+    | `pixel_values` | (N, 3, h, w) float32 | normalized with the encoder's mean and std |
     | `target_pixel_values` | (N, 3, H, W) float32 | in [-1, 1]; with `return_targets` |
     | `region_masks` | (N, 1, h, w) float32 | in {0, 1}; only if an image has a region, ones for whole images |
     | `document_starts` | (N,) int64 | column of the last bos before the image's start-of-image token, else 0 |
@@ -314,14 +314,14 @@ class DeemDataCollator:
             )
             input_ids, said = self._with_spans(*self._expanded(text, sample["trained_spans"]))
             return {"input_ids": input_ids, "images": list(sample.get("images") or []), "said_by_assistant": said}
-        input_ids = self._tokenised(text)
+        input_ids = self._tokenized(text)
         if input_ids[-1] != self.eos_token_id:
             input_ids = [*input_ids, self.eos_token_id]
-        # Tokenised alone, as at inference, where there is nothing behind the prompt that its last token could merge with.
-        prompt_length = len(self._tokenised(prompt)) if prompt else 0
+        # Tokenized alone, as at inference, where there is nothing behind the prompt that its last token could merge with.
+        prompt_length = len(self._tokenized(prompt)) if prompt else 0
         return {"input_ids": input_ids, "images": list(sample.get("images") or []), "prompt_length": prompt_length}
 
-    def _tokenised(self, text: str) -> list[int]:
+    def _tokenized(self, text: str) -> list[int]:
         """Token ids of text with its images expanded, bos in front."""
         text = self.processor.expand_image_tokens(text)
         ids = self.processor.tokenizer(text, add_special_tokens=False).input_ids

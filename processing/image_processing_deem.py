@@ -16,7 +16,7 @@ class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
     __doc__ = (DeemImageProcessorMixin.__doc__ or "").replace(
         "What the two backends share: defaults, the two sizes, region masks, reading of files.",
         "Both sizes of DEEM's pictures on tensors. Needs torchvision; its bicubic filter differs from PIL's in the last "
-        "grey level.",
+        "gray level.",
     )
     valid_kwargs = DeemImageProcessorKwargs
 

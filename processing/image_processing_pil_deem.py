@@ -60,13 +60,13 @@ class DeemImageProcessorMixin:
         do_center_crop (`bool`, defaults to `False`):
             `False` squashes the picture to the size with bicubic resampling. `True` keeps its proportions: it is
             halved with BOX while its short side is at least twice the size, then resized (bicubic) so that the short
-            side fits, then cropped about the centre. Needs square sizes.
+            side fits, then cropped about the center. Needs square sizes.
         image_mean, image_std: the encoder's; applied to `pixel_values` and to nothing else.
         return_targets (`bool`, defaults to `False`): whether to return `target_pixel_values`.
 
     Calling it returns a `BatchFeature` with
 
-    - `pixel_values` (N, 3, h, w) float32, rescaled to [0, 1] and normalised with `image_mean` and `image_std`;
+    - `pixel_values` (N, 3, h, w) float32, rescaled to [0, 1] and normalized with `image_mean` and `image_std`;
     - `target_pixel_values` (N, 3, target height, target width) float32 in [-1, 1], with `return_targets=True`;
     - `region_masks` (N, 1, h, w) float32 in {0, 1}, if at least one image has a region; ones for the others.
 
@@ -229,7 +229,7 @@ class DeemImageProcessorMixin:
         resample: Any,
         **kwargs,
     ) -> dict[SizeDict, Any]:
-        """One picture, or several of one size, brought to each of `sizes`; grey levels as given."""
+        """One picture, or several of one size, brought to each of `sizes`; gray levels as given."""
         if not do_resize:
             return dict.fromkeys(sizes, image)
         if not do_center_crop:

@@ -250,7 +250,7 @@ class DeemProcessor(ProcessorMixin):
         return self.start_of_image_token + self.image_token * self.num_image_tokens
 
     def expand_image_tokens(self, text: str) -> str:
-        """`text` with every placeholder expanded, as `__call__` does it before tokenising."""
+        """`text` with every placeholder expanded, as `__call__` does it before tokenizing."""
         return text.replace(self.image_token, self.replace_image_token({}, 0))
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs: Any, modalities: list[str]) -> None:
@@ -262,7 +262,7 @@ class DeemProcessor(ProcessorMixin):
             if found != wanted:
                 raise ValueError(
                     f"Row {index} holds {wanted // self.num_image_tokens} images, that is {wanted} image tokens, but "
-                    f"only {found} are left after tokenising to {len(row_ids)} tokens: truncation cut through an "
+                    f"only {found} are left after tokenizing to {len(row_ids)} tokens: truncation cut through an "
                     "image. Raise `max_length`, shorten the text or leave out images; do not truncate through one."
                 )
 

@@ -18,14 +18,11 @@ Sources:
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from safetensors.torch import load_file
@@ -42,8 +39,7 @@ from transformers import logging as transformers_logging
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration, DeemImageProcessorPil, DeemProcessor
-from recipes.original_config import deem_config
-from recipes.original_names import (
+from recipes.original.names import (
     FRESH,
     HEAD,
     HEAD_NEW,
@@ -55,6 +51,7 @@ from recipes.original_names import (
     find,
     rename,
 )
+from recipes.original.sizes import deem_config
 
 SOURCES = ("official", "open_clip", "mm_interleaved")
 REPORT = "conversion.json"
@@ -69,7 +66,7 @@ class Conversion:
     Attributes:
         state: target name -> tensor.
         sources: source name -> [outcome, target or reason]; outcomes: converted, merged, duplicate, recomputed, unused.
-        fresh: target name -> why no source gives it; the model's own initialisation does.
+        fresh: target name -> why no source gives it; the model's own initialization does.
     """
 
     state: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -6,11 +6,11 @@
 Figures, each beside its aim (where there is one) and what chance would give:
 
 1. caption: the first kind of object that the caption names is the kind of the main object;
-2. colour: a question about an object's colour is answered exactly;
+2. color: a question about an object's color is answered exactly;
 3. consistency: DEEM's feedback loss lies below that of a reference (the composed model before pretraining), with the
    same noise and timesteps;
-4. drawing: a picture drawn from a caption that names one colour has it as its dominant colour;
-5. region (with --num_regions, after the region stage): the description of a marked object names its colour first; and the
+4. drawing: a picture drawn from a caption that names one color has it as its dominant color;
+5. region (with --num_regions, after the region stage): the description of a marked object names its color first; and the
    same where another object of the picture is marked, which must be near 0 if the mask is what decides.
 
 Writes `metrics.json` and `samples/` (pictures and `samples.json`), which the run report shows.
@@ -18,7 +18,6 @@ Writes `metrics.json` and `samples/` (pictures and `samples.json`), which the ru
 
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,15 +25,13 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
-from recipes.data.dialogues import IMAGE, content
-from recipes.data.regions import INSTRUCTIONS
+from recipes.data.readers.regions import INSTRUCTIONS
+from recipes.data.samples import IMAGE, content
 from recipes.generate import (
     PROMPTS,
     batches,
@@ -45,7 +42,7 @@ from recipes.generate import (
     redraw_pictures,
     write_text,
 )
-from recipes.world import COLOURS, HELD_OUT, Scene, World, dominant_colour, first_colour, first_kind
+from recipes.world import COLORS, HELD_OUT, Scene, World, dominant_color, first_color, first_kind
 
 
 @dataclass
@@ -81,22 +78,22 @@ class EvaluateArguments:
     shifted: bool = field(default=False, metadata={"help": "Use the out-of-distribution variant of the world."})
 
 
-def colour_question(scene: Scene) -> dict[str, str]:
-    """One question about a colour in `scene`: which of them depends on the scene's number only."""
-    asked = [question for question in scene.questions() if question["attribute"] == "colour"]
+def color_question(scene: Scene) -> dict[str, str]:
+    """One question about a color in `scene`: which of them depends on the scene's number only."""
+    asked = [question for question in scene.questions() if question["attribute"] == "color"]
     return asked[scene.index % len(asked)]
 
 
-def one_colour_scenes(world: World, number: int) -> list[Scene]:
-    """Unseen scenes with a single object, so that their captions name one colour; each colour equally often (+-1)."""
-    per_colour: dict[str, list[Scene]] = {colour: [] for colour in COLOURS}
-    most = -(-number // len(COLOURS))
+def one_color_scenes(world: World, number: int) -> list[Scene]:
+    """Unseen scenes with a single object, so that their captions name one color; each color equally often (+-1)."""
+    per_color: dict[str, list[Scene]] = {color: [] for color in COLORS}
+    most = -(-number // len(COLORS))
     for scene in map(world.scene, count(HELD_OUT)):
-        if len(scene.objects) == 1 and len(per_colour[scene.main.colour]) < most:
-            per_colour[scene.main.colour].append(scene)
-        if all(len(scenes) == most for scenes in per_colour.values()):
+        if len(scene.objects) == 1 and len(per_color[scene.main.color]) < most:
+            per_color[scene.main.color].append(scene)
+        if all(len(scenes) == most for scenes in per_color.values()):
             break
-    return [scene for row in zip(*per_colour.values(), strict=True) for scene in row][:number]
+    return [scene for row in zip(*per_color.values(), strict=True) for scene in row][:number]
 
 
 def several_object_scenes(world: World, number: int) -> list[Scene]:
@@ -134,20 +131,20 @@ def region_answers(
 def region_figures(
     model: PreTrainedModel, processor: ProcessorMixin, scenes: Sequence[Scene], batch_size: int = 50
 ) -> dict[str, dict[str, Any]]:
-    """Share of marked objects whose colour is named first, with their own mask and with that of the next object.
+    """Share of marked objects whose color is named first, with their own mask and with that of the next object.
 
-    Scenes have two objects or more; no colour occurs twice in a picture.
+    Scenes have two objects or more; no color occurs twice in a picture.
     """
     chosen = [scene.index % len(scene.objects) for scene in scenes]
     others = [(number + 1) % len(scene.objects) for scene, number in zip(scenes, chosen, strict=True)]
-    truths = [scene.objects[number].colour for scene, number in zip(scenes, chosen, strict=True)]
+    truths = [scene.objects[number].color for scene, number in zip(scenes, chosen, strict=True)]
     figures = {}
     for name, what, marked in (
-        ("region", "marked objects whose colour is named", chosen),
+        ("region", "marked objects whose color is named", chosen),
         ("region_wrong_mask", "the same with another object's mask", others),
     ):
         said = region_answers(model, processor, scenes, marked, batch_size)
-        figures[name] = share_right(what, None, [first_colour(text) for text in said], truths)
+        figures[name] = share_right(what, None, [first_color(text) for text in said], truths)
     return figures
 
 
@@ -157,20 +154,18 @@ def caption_figure(scenes: Sequence[Scene], captions: Sequence[str]) -> dict[str
     return share_right("captions that name the main object's kind", 0.80, named, [scene.main.kind for scene in scenes])
 
 
-def colour_figure(scenes: Sequence[Scene], answers: Sequence[str]) -> dict[str, Any]:
-    """Share of answers to `colour_question` whose first word is the right colour."""
+def color_figure(scenes: Sequence[Scene], answers: Sequence[str]) -> dict[str, Any]:
+    """Share of answers to `color_question` whose first word is the right color."""
     words = [re.findall(r"\w+", answer.lower()) for answer in answers]
-    truths = [colour_question(scene)["answer"] for scene in scenes]
-    return share_right(
-        "colour questions answered exactly", 0.60, [word[0] if word else None for word in words], truths
-    )
+    truths = [color_question(scene)["answer"] for scene in scenes]
+    return share_right("color questions answered exactly", 0.60, [word[0] if word else None for word in words], truths)
 
 
 def drawing_figure(captions: Sequence[str], drawn: Sequence[Image.Image]) -> dict[str, Any]:
-    """Share of pictures whose dominant colour is the first that their caption names."""
-    seen = [dominant_colour(picture) for picture in drawn]
-    truths = [first_colour(caption) for caption in captions]
-    return share_right("drawings in the colour of their caption", 0.50, seen, truths)
+    """Share of pictures whose dominant color is the first that their caption names."""
+    seen = [dominant_color(picture) for picture in drawn]
+    truths = [first_color(caption) for caption in captions]
+    return share_right("drawings in the color of their caption", 0.50, seen, truths)
 
 
 @torch.inference_mode()
@@ -256,7 +251,7 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
     world = World(seed=arguments.world_seed, size=arguments.size, shifted=arguments.shifted)
     most = max(arguments.num_captions, arguments.num_questions, arguments.num_consistency, arguments.num_samples)
     unseen = [world.scene(HELD_OUT + index) for index in range(most)]
-    to_draw = one_colour_scenes(world, arguments.num_drawings)
+    to_draw = one_color_scenes(world, arguments.num_drawings)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -278,11 +273,11 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
         metrics["caption"] = caption_figure(scenes, captions)
     if arguments.num_questions:
         scenes = unseen[: arguments.num_questions]
-        prompts = [make_prompt(processor, "question", colour_question(scene)["question"], 1) for scene in scenes]
+        prompts = [make_prompt(processor, "question", color_question(scene)["question"], 1) for scene in scenes]
         answers = write_text(
             model, processor, prompts, [[scene.image] for scene in scenes], batch_size, max_new_tokens=6
         )
-        metrics["colour"] = colour_figure(scenes, answers)
+        metrics["color"] = color_figure(scenes, answers)
     if arguments.num_consistency and arguments.reference is not None:
         scenes = unseen[: arguments.num_consistency]
         loss = consistency_loss(model, processor, scenes, batch_size, seed)
@@ -299,7 +294,7 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
     if arguments.num_samples:
         samples = []
         for scene in unseen[: arguments.num_samples]:
-            asked = colour_question(scene)
+            asked = color_question(scene)
             texts = {"caption": scene.caption("medium"), "question": asked["question"], "answer": asked["answer"]}
             samples.append({"image": scene.image} | texts)
         write_samples(model, processor, samples, out / "samples", template=arguments.draw_template, **drawing)

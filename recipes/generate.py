@@ -1,7 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Checkpoint + pictures + text -> text, drawn pictures, reconstructions, as files.
 
-    python recipes/generate.py --images a.png b.png --text "what colour is the circle?" --out outputs/generate
+    python recipes/generate.py --images a.png b.png --text "what color is the circle?" --out outputs/generate
     python recipes/generate.py --images a.png                                   # a description of the picture
     python recipes/generate.py --images a.png --reconstruct                     # and what the encoder sees
     python recipes/generate.py --text "a red circle" --draw --no_answer --num_inference_steps 50
@@ -12,13 +12,10 @@ what `recipes/evaluate.py` and the sample sheet of a run report call.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import diffusers
 import torch
@@ -145,7 +142,7 @@ def make_inputs(
     images: Sequence[Sequence[Image.Image | str]],
     region_masks: Sequence[Sequence[Any]] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Tokenise a batch of prompts, padded on the left, with the pictures of all rows in order, on the model's device."""
+    """Tokenize a batch of prompts, padded on the left, with the pictures of all rows in order, on the model's device."""
     pictures = [picture for row in images for picture in row]
     regions = {} if region_masks is None else {"region_masks": [mask for row in region_masks for mask in row]}
     inputs = processor(

@@ -6,17 +6,14 @@ python recipes/inspect_model.py --config FOLDER            # any DEEM checkpoint
 """
 
 import argparse
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
-from recipes.groups import OLD_ROWS, freeze_parts, parameter_groups, parts_table
+from recipes.training.parameter_groups import OLD_ROWS, freeze_parts, parameter_groups, parts_table
 
 # ConvNeXt-B-CLIP, Vicuna-7B-v1.5 with 6 new tokens, SD-2.1-base; all else are the defaults of `DeemConfig`: 77 tokens,
 # 12-layer perceiver, image attention in every 4th layer.
@@ -120,7 +117,7 @@ def explain(model: DeemForConditionalGeneration, first: int, second: int) -> str
     null_condition = model.image_decoder.null_condition.numel()
     sums = [
         ("this package, stage 1", first),
-        ("+ weights of the (K+1)-th point of the synchronisers: computed and discarded", unused_points),
+        ("+ weights of the (K+1)-th point of the synchronizers: computed and discarded", unused_points),
         ("+ CLIP's projection head: trainable, but not in the forward", clip_head),
         ("+ null condition, a second time under its second name", null_condition),
     ]

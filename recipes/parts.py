@@ -5,7 +5,7 @@
 
     runs/parts/text/        LlamaForCausalLM with its tokenizer, trained on the world's texts (no pictures)
     runs/parts/vision/      ConvNextModel with its image processor, trained contrastively against captions that name
-                            kinds, counts and colours: like real encoders it has no reason to keep the rest
+                            kinds, counts and colors: like real encoders it has no reason to keep the rest
     runs/parts/diffusion/   a StableDiffusionPipeline: VAE, UNet, and a text encoder trained jointly with the UNet
 
 Each is an ordinary `save_pretrained` folder, and stands for the large checkpoint one would take instead. A part that is
@@ -16,15 +16,12 @@ on pictures or texts that it was not trained on.
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
@@ -50,15 +47,15 @@ from trl import TrlParser
 
 from recipes.synthetic.tiny_diffusion import SIZE, new_scheduler, new_unet, new_vae
 from recipes.world import (
-    COLOURS,
+    COLORS,
     DETAILS,
     HELD_OUT,
     KINDS,
     UNSEEN,
     Scene,
     World,
-    dominant_colour,
-    first_colour,
+    dominant_color,
+    first_color,
     first_kind,
 )
 
@@ -277,7 +274,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) ->
 
 
 def train_vision(arguments: PartsArguments, folder: Path) -> str:
-    """A ConvNeXt whose pooled output says which kinds of objects are there, how many, and in which colours."""
+    """A ConvNeXt whose pooled output says which kinds of objects are there, how many, and in which colors."""
     world = World(arguments.seed, SIZE)
     scenes = [world.scene(index) for index in range(arguments.num_pictures)]
     pictures = render(scenes, "vision pictures")
@@ -323,13 +320,13 @@ def train_vision(arguments: PartsArguments, folder: Path) -> str:
         best = similarities(render(unseen, "vision held-out pictures"), ids).argmax(1).tolist()
     pairs = [(different[i], scene.main) for i, scene in zip(best, unseen, strict=True)]
     kind = sum(first_kind(text) == main.kind for text, main in pairs) / len(pairs)
-    colour = sum(first_colour(text) == main.colour for text, main in pairs) / len(pairs)
+    color = sum(first_color(text) == main.color for text, main in pairs) / len(pairs)
     model.save_pretrained(folder)
     half = [0.5, 0.5, 0.5]
     ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(folder)
     return (
         f"loss {loss:.3f}; held-out pictures whose best of {len(different)} captions names the right kind first "
-        f"{kind:.1%}, the right colour {colour:.1%}"
+        f"{kind:.1%}, the right color {color:.1%}"
     )
 
 
@@ -365,7 +362,7 @@ def train_diffusion(arguments: PartsArguments, folder: Path) -> str:
     truth = to_unit(render(unseen, "diffusion held-out pictures"))
     redrawn = in_batches(lambda x: vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1), truth)
     psnr = -10 * ((redrawn - truth) / 2).square().mean((1, 2, 3)).log10().mean()
-    kept = share_of_colours(to_pil(redrawn), [scene.main.colour for scene in unseen])
+    kept = share_of_colors(to_pil(redrawn), [scene.main.color for scene in unseen])
 
     latents = in_batches(lambda x: vae.encode(to_unit(x)).latent_dist.mode(), pictures)
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
@@ -399,13 +396,13 @@ def train_diffusion(arguments: PartsArguments, folder: Path) -> str:
         vae, reader, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
     pipeline.save_pretrained(folder)
-    names = [(kind, colour) for kind in KINDS for colour in COLOURS if (kind, colour) not in UNSEEN]
+    names = [(kind, color) for kind in KINDS for color in COLORS if (kind, color) not in UNSEEN]
     names = [names[i % len(names)] for i in range(min(100, arguments.num_held_out))]
-    drawn = draw(pipeline, [f"a {colour} {kind}" for kind, colour in names], seed=arguments.seed)
-    right = share_of_colours(drawn, [colour for _, colour in names])
+    drawn = draw(pipeline, [f"a {color} {kind}" for kind, color in names], seed=arguments.seed)
+    right = share_of_colors(drawn, [color for _, color in names])
     return (
-        f"VAE loss {vae_loss:.4f}, held-out PSNR {psnr:.1f} dB, main colour kept in {kept:.1%}; UNet loss {loss:.3f}, "
-        f"{len(names)} pictures drawn from captions like 'a red circle' have the right colour in {right:.1%}"
+        f"VAE loss {vae_loss:.4f}, held-out PSNR {psnr:.1f} dB, main color kept in {kept:.1%}; UNet loss {loss:.3f}, "
+        f"{len(names)} pictures drawn from captions like 'a red circle' have the right color in {right:.1%}"
     )
 
 
@@ -420,9 +417,9 @@ def draw(pipeline: StableDiffusionPipeline, captions: list[str], seed: int) -> l
         pipeline.scheduler = scheduler
 
 
-def share_of_colours(pictures: list[Image.Image], colours: list[str]) -> float:
-    """Share of pictures whose dominant colour is the given one."""
-    return sum(dominant_colour(p) == colour for p, colour in zip(pictures, colours, strict=True)) / len(colours)
+def share_of_colors(pictures: list[Image.Image], colors: list[str]) -> float:
+    """Share of pictures whose dominant color is the given one."""
+    return sum(dominant_color(p) == color for p, color in zip(pictures, colors, strict=True)) / len(colors)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Encode every picture of a training run once, so that training needs no VAE (see recipes/latents.py).
+"""Encode every picture of a training run once, so that training needs no VAE (see recipes/training/latent_cache.py).
 
     python recipes/precompute_latents.py pretrain --config recipes/configs/pretrain_cpu.yaml --latents runs/latents
     python recipes/pretrain.py --config recipes/configs/pretrain_cpu.yaml --latents runs/latents
@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from accelerate import PartialState
 from PIL import Image
@@ -23,12 +21,12 @@ from tqdm import tqdm
 from modeling_deem import DeemImageDecoder
 from processing import DeemProcessor
 from recipes import pretrain, sft
-from recipes.data.dataset import MixedDataset, mirrored
-from recipes.data.reading import DataReport
+from recipes.data.readers.reader import DataReport
 from recipes.data.sources import build_dataset
-from recipes.data.streaming import RecordStream
-from recipes.defaults import parse_recipe
-from recipes.latents import SUFFIX, LatentCache, picture_key, transform_id, vae_id, write_shard
+from recipes.data.stream.dataset import MixedDataset, mirrored
+from recipes.data.stream.shuffling import RecordStream
+from recipes.training.defaults import parse_recipe
+from recipes.training.latent_cache import SUFFIX, LatentCache, picture_key, transform_id, vae_id, write_shard
 
 RECIPES = {"pretrain": pretrain, "sft": sft}
 

@@ -15,20 +15,17 @@ from the last complete checkpoint. Writes into `--output_dir`: `initial/` (the c
 import json
 import os
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration, drawn_size
 from processing import DeemProcessor
 from recipes.data.sources import DataArguments, find_files
-from recipes.defaults import default_data, default_parts, parse_recipe
-from recipes.running import RunArguments, load_checkpoint, planned_config, print_plan, train
-from recipes.trainer import DeemTrainingArguments, last_complete_checkpoint
+from recipes.training.defaults import default_data, default_parts, parse_recipe
+from recipes.training.run import RunArguments, load_checkpoint, planned_config, print_plan, train
+from recipes.training.trainer import DeemTrainingArguments, last_complete_checkpoint
 
 CONFIG = Path(__file__).parent / "configs" / "pretrain_cpu.yaml"
 

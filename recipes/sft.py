@@ -11,21 +11,18 @@ picture, and as in pretraining. Resuming and the files written are those of reci
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import set_seed
 
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
-from recipes.data.captions import FORMS
+from recipes.data.readers.captions import FORMS
 from recipes.data.sources import DataArguments
-from recipes.defaults import FOLDERS, default_data, parse_recipe
-from recipes.running import RunArguments, load_checkpoint, planned_config, print_plan, train
-from recipes.trainer import DeemTrainingArguments
+from recipes.training.defaults import FOLDERS, default_data, parse_recipe
+from recipes.training.run import RunArguments, load_checkpoint, planned_config, print_plan, train
+from recipes.training.trainer import DeemTrainingArguments
 
 CONFIG = Path(__file__).parent / "configs" / "sft_vqa_cpu.yaml"
 

@@ -11,13 +11,10 @@ goes on from a checkpoint only where `--resume_from_checkpoint` names one.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 from transformers import set_seed
@@ -26,14 +23,14 @@ from trl.data_utils import prepare_multimodal_messages
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
-from recipes.adapters import is_adapted, merge_adapters
-from recipes.data.rows import BUILDERS, HUB
-from recipes.defaults import default_data, parse_recipe
-from recipes.groups import new_rows
+from recipes.data.readers.rows import BUILDERS, HUB
 from recipes.inspect_model import SIZES
-from recipes.plan import make_plan
-from recipes.running import load_checkpoint, planned_config
-from recipes.trainer import DeemTrainer, DeemTrainingArguments, prepare_parts
+from recipes.training.adapters import is_adapted, merge_adapters
+from recipes.training.defaults import default_data, parse_recipe
+from recipes.training.parameter_groups import new_rows
+from recipes.training.plan import make_plan
+from recipes.training.run import load_checkpoint, planned_config
+from recipes.training.trainer import DeemTrainer, DeemTrainingArguments, prepare_parts
 
 CONFIG = Path(__file__).parent / "configs" / "sft_trl_cpu.yaml"
 TEXT_ALONE = {"image_loss_weight": 0.0, "consistency_loss_weight": 0.0}

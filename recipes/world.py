@@ -6,8 +6,8 @@ said about it (captions, documents, questions, region masks) is derived from the
 function of `(seed, shifted, index)` alone; `size` only changes the number of pixels it is drawn with.
 
 Splits: scenes `0 ... HELD_OUT - 1` are for training, scenes from `HELD_OUT` on are for evaluation.
-Shift: `World(shifted=True)` has other textures, tinted backgrounds, strayed colours and pixel noise, and half of its main
-objects are combinations of kind and colour (`UNSEEN`) that the unshifted world never shows.
+Shift: `World(shifted=True)` has other textures, tinted backgrounds, strayed colors and pixel noise, and half of its main
+objects are combinations of kind and color (`UNSEEN`) that the unshifted world never shows.
 
     python recipes/world.py --out DIR --num 2000 --size 64 --formats mmc4,captions,vqa,pope,robustvqa
 
@@ -28,29 +28,26 @@ Each folder also holds `truth.jsonl`: per picture everything that is known about
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from recipes.synthetic import regions, texts
 from recipes.synthetic.formats import write_caption_tars, write_mmc4, write_pope, write_robustvqa, write_vqa
 from recipes.synthetic.scenes import Document, Scene, SceneObject, World
-from recipes.synthetic.words import (
-    COLOURS,
+from recipes.synthetic.vocabulary import (
+    COLORS,
     DETAILS,
     HELD_OUT,
     KINDS,
     UNSEEN,
-    dominant_colour,
-    first_colour,
+    dominant_color,
+    first_color,
     first_kind,
 )
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "DETAILS",
     "FORMATS",
     "HELD_OUT",
@@ -61,8 +58,8 @@ __all__ = [
     "Scene",
     "SceneObject",
     "World",
-    "dominant_colour",
-    "first_colour",
+    "dominant_color",
+    "first_color",
     "first_kind",
     "write_caption_tars",
     "write_formats",

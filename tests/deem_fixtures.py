@@ -152,7 +152,7 @@ def wake(model: torch.nn.Module, seed: int = 0, size: float = 0.1) -> None:
 
 
 def tiny_model(seed: int = 0, open_gates: bool = True, **changes: Any) -> DeemForConditionalGeneration:
-    """A tiny DEEM in evaluation mode; as initialised, or with every path audible (`open_gates`)."""
+    """A tiny DEEM in evaluation mode; as initialized, or with every path audible (`open_gates`)."""
     torch.manual_seed(seed)
     model = DeemForConditionalGeneration(tiny_config(**changes)).eval()
     if open_gates:

@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory) -> Path:
     (folder / "trainer_state.json").write_text(json.dumps(state))
     report = {"photos/*.tar": {"read": 1234, "dropped_by_rule": 5, "skipped": {}}}
     (folder.parent / "data_report.json").write_text(json.dumps(report))
-    (folder / "metrics.json").write_text(json.dumps({"colour": {"what": "colours named", "value": 0.5, "count": 10}}))
+    (folder / "metrics.json").write_text(json.dumps({"color": {"what": "colors named", "value": 0.5, "count": 10}}))
     return folder
 
 
@@ -79,7 +79,7 @@ def test_the_card_tells_what_is_known(repo) -> None:
         "| not recorded |",  # the diffusion part's licence
         "| text_loss | cross-entropy of the next token | 1.0 | 1.25 at step 7 |",
         "| photos/*.tar | 1,234 | 5 |",
-        "| colours named | 0.5 |  | 10 |",
+        "| colors named | 0.5 |  | 10 |",
         'from_pretrained("org/deem", trust_remote_code=True)',
     ):
         assert expected in card, expected

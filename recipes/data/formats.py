@@ -9,11 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.data import caption_files, conversations, grounding, question_files, region_dialogues, regions, rows
-from recipes.data.captions import CaptionReader
-from recipes.data.interleaved import InterleavedReader, find_image_folder
-from recipes.data.questions import QuestionReader
-from recipes.data.reading import Reader
+from recipes.data.readers import (
+    caption_files,
+    conversations,
+    grounding,
+    question_files,
+    region_dialogues,
+    regions,
+    rows,
+)
+from recipes.data.readers.captions import CaptionReader
+from recipes.data.readers.interleaved import InterleavedReader, find_image_folder
+from recipes.data.readers.questions import QuestionReader
+from recipes.data.readers.reader import Reader
 
 _SPLIT = re.compile(r"(?<![a-z])(train|val|test|dev)")  # validation, testdev, train2014, ...
 HEAD = 65536  # bytes of a file that are looked at

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from recipes.synthetic.words import BACKGROUNDS, KINDS, SHIFTED_BACKGROUNDS
+from recipes.synthetic.vocabulary import BACKGROUNDS, KINDS, SHIFTED_BACKGROUNDS
 
 if TYPE_CHECKING:
     from recipes.synthetic.scenes import Scene, SceneObject
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=8)
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    centres = (np.arange(size, dtype=np.float32) + 0.5) / size
-    y, x = np.meshgrid(centres, centres, indexing="ij")
+    centers = (np.arange(size, dtype=np.float32) + 0.5) / size
+    y, x = np.meshgrid(centers, centers, indexing="ij")
     return x, y
 
 
@@ -39,7 +39,7 @@ _SHAPES = {kind: _corners(kind) for kind in KINDS if kind != "circle"}
 
 def _signed_distance(thing: "SceneObject", x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Distance of points from the object's edge, negative inside, as a share of the side. `x`, `y` (h, w)."""
-    x, y = (x - thing.centre[0]) / thing.extent, (y - thing.centre[1]) / thing.extent
+    x, y = (x - thing.center[0]) / thing.extent, (y - thing.center[1]) / thing.extent
     if thing.kind == "circle":
         return (np.hypot(x, y) - 0.5) * thing.extent
     cos, sin = math.cos(thing.angle), math.sin(thing.angle)
@@ -91,7 +91,7 @@ def draw(scene: "Scene") -> tuple[Image.Image, list[np.ndarray]]:
     for thing in scene.objects if main_first else scene.objects[::-1]:
         reach = 0.62 * thing.extent + 0.03 + 1 / size
         (left, right), (top, bottom) = (
-            (max(math.floor((c - reach) * size), 0), math.ceil((c + reach) * size)) for c in thing.centre
+            (max(math.floor((c - reach) * size), 0), math.ceil((c + reach) * size)) for c in thing.center
         )
         box = (slice(top, bottom), slice(left, right))
         bx, by = x[box], y[box]
@@ -99,7 +99,7 @@ def draw(scene: "Scene") -> tuple[Image.Image, list[np.ndarray]]:
         canvas[box] *= 1 - 0.3 * np.clip(0.5 - shadow / 0.03, 0, 1)[..., None]
         distance = _signed_distance(thing, bx, by)
         cover = np.clip(0.5 - distance * size, 0, 1)  # anti-aliased: the share of the pixel that is inside
-        slope = (light[0] * (bx - thing.centre[0]) + light[1] * (by - thing.centre[1])) / thing.extent
+        slope = (light[0] * (bx - thing.center[0]) + light[1] * (by - thing.center[1])) / thing.extent
         shade = (1 + 0.16 * slope) * (1 - 0.2 * np.clip(1 + distance / 0.03, 0, 1))  # lit side, dark rim
         body = shade[..., None] * np.array(thing.rgb, np.float32)
         canvas[box] += cover[..., None] * (body - canvas[box])

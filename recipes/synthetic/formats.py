@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from recipes.synthetic.scenes import Scene, World
-from recipes.synthetic.words import COLOURS, DETAILS, KINDS, MAX_PICTURES, SYNONYMS, UNSEEN, pick
+from recipes.synthetic.vocabulary import COLORS, DETAILS, KINDS, MAX_PICTURES, SYNONYMS, UNSEEN, pick
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -156,26 +156,26 @@ def write_vqa(folder: str | Path, world: World, num: int, start: int = 0, split:
 
 def write_pope(folder: str | Path, world: World, num: int, start: int = 0) -> None:
     """POPE's `coco_pope_{random,popular,adversarial}.json` (JSON lines question_id, image, text, label) and pictures
-    `val2014/*.jpg`. An object is a colour with a kind; per picture up to three that are there and as many that are not:
-    any (random), those most frequent in these pictures (popular), those that share the colour or kind of an object that
+    `val2014/*.jpg`. An object is a color with a kind; per picture up to three that are there and as many that are not:
+    any (random), those most frequent in these pictures (popular), those that share the color or kind of an object that
     is there (adversarial)."""
     folder = Path(folder)
     scenes = list(write_coco_images(folder, numbered_scenes(world, num, start, "pope"), "val2014"))
-    frequent = Counter((thing.colour, thing.kind) for _, _, scene in scenes for thing in scene.objects)
-    every = [(colour, kind) for colour in COLOURS for kind in KINDS]
+    frequent = Counter((thing.color, thing.kind) for _, _, scene in scenes for thing in scene.objects)
+    every = [(color, kind) for color in COLORS for kind in KINDS]
     for sampling in ("random", "popular", "adversarial"):
         rows = []
         for _, name, scene in scenes:
             rng = world._rng(scene.index, f"pope {sampling}")
-            there = [(thing.colour, thing.kind) for thing in scene.objects]
+            there = [(thing.color, thing.kind) for thing in scene.objects]
             absent = [pair for pair in (every[i] for i in rng.permutation(len(every))) if pair not in there]
             if sampling == "popular":
                 absent.sort(key=lambda pair: -frequent[pair])
             if sampling == "adversarial":
                 absent.sort(key=lambda pair: not any(pair[0] == c or pair[1] == k for c, k in there))
             for yes, no in zip(there[:3], absent, strict=False):
-                for (colour, kind), label in ((yes, "yes"), (no, "no")):
-                    text = f"Is there a {colour} {kind} in the image?"
+                for (color, kind), label in ((yes, "yes"), (no, "no")):
+                    text = f"Is there a {color} {kind} in the image?"
                     rows.append({"question_id": len(rows) + 1, "image": name, "text": text, "label": label})
         write_lines(folder / f"coco_pope_{sampling}.json", rows)
 
@@ -183,7 +183,7 @@ def write_pope(folder: str | Path, world: World, num: int, start: int = 0) -> No
 def write_robustvqa(folder: str | Path, world: World, num: int, start: int = 0) -> None:
     """RobustVQA's `robustvqa_test.json`, {imagenet_a, imagenet_r, imagenet_v2: [{file_name, gt_caption, error_caption}]},
     and the pictures it names, `num` in all. `imagenet_v2` is new pictures of `world`, the other two are its shifted
-    variant, `imagenet_a` with combinations of kind and colour that the unshifted world never shows. The error class is
+    variant, `imagenet_a` with combinations of kind and color that the unshifted world never shows. The error class is
     the kind of another object in the picture where there is one, else any other kind."""
     folder, truth = Path(folder), []
     items: dict[str, list[dict[str, str]]] = {"imagenet_a": [], "imagenet_r": [], "imagenet_v2": []}
@@ -191,7 +191,7 @@ def write_robustvqa(folder: str | Path, world: World, num: int, start: int = 0) 
     for number, plain in enumerate(numbered_scenes(world, num, start, "robustvqa")):
         scene = plain if number % 3 == 0 else shifted.scene(plain.index)
         kind, rng = scene.main.kind, scene.world._rng(scene.index, "error class")
-        unseen = (kind, scene.main.colour) in UNSEEN
+        unseen = (kind, scene.main.color) in UNSEEN
         name = "imagenet_v2" if number % 3 == 0 else "imagenet_a" if unseen else "imagenet_r"
         others = [thing.kind for thing in scene.objects if thing.kind != kind] or [k for k in KINDS if k != kind]
         label = KINDS.index(kind)

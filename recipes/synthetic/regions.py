@@ -14,7 +14,7 @@ from recipes.synthetic.drawing import run_lengths
 from recipes.synthetic.formats import numbered_scenes, write_coco_images, write_lines
 from recipes.synthetic.scenes import Scene, SceneObject, World
 from recipes.synthetic.texts import write_pictures
-from recipes.synthetic.words import KINDS, pick
+from recipes.synthetic.vocabulary import KINDS, pick
 
 
 def polygons(mask: np.ndarray) -> list[list[int]]:
@@ -50,8 +50,8 @@ def bounding_box(mask: np.ndarray) -> list[int]:
 
 
 def expression(thing: SceneObject) -> str:
-    """What tells an object from the others of its picture: colours never repeat within one."""
-    return f"the {thing.size} {thing.colour} {thing.kind} at {thing.position}"
+    """What tells an object from the others of its picture: colors never repeat within one."""
+    return f"the {thing.size} {thing.color} {thing.kind} at {thing.position}"
 
 
 # ---- boxes ----
@@ -68,7 +68,7 @@ def write_refcoco(folder: str | Path, world: World, num: int, start: int = 0, sp
             about = {"image_id": image_id, "category_id": KINDS.index(thing.kind) + 1}
             annotations.append(about | {"id": number, "iscrowd": 0, "area": int(thing.mask.sum())})
             annotations[-1] |= {"bbox": bounding_box(thing.mask), "segmentation": segmentation(thing.mask, number)}
-            sentences = [expression(thing), f"{thing.colour} {thing.kind}"]
+            sentences = [expression(thing), f"{thing.color} {thing.kind}"]
             refs.append(
                 about
                 | {"ref_id": number, "ann_id": number, "split": "val" if number % 10 == 0 else "train"}
@@ -116,7 +116,7 @@ def write_parts(folder: str | Path, world: World, num: int, start: int = 0, join
     each object in an upper and a lower part, categories "<kind><joint>top" and "<kind><joint>bottom"."""
 
     def parts(thing: SceneObject) -> list[tuple[str, np.ndarray]]:
-        upper = np.arange(world.size)[:, None] < thing.centre[1] * world.size
+        upper = np.arange(world.size)[:, None] < thing.center[1] * world.size
         halves = {"top": thing.mask & upper, "bottom": thing.mask & ~upper}
         return [(f"{thing.kind}{joint}{name}", half) for name, half in halves.items() if half.any()]
 
@@ -138,7 +138,7 @@ def write_captioned_masks(folder: str | Path, world: World, num: int, start: int
         size = {"height": world.size, "width": world.size}
         for thing in scene.objects:
             number = len(annotations) + 1
-            said = f"{thing.colour} {thing.kind}" if kind == "refcoco+" else expression(thing)
+            said = f"{thing.color} {thing.kind}" if kind == "refcoco+" else expression(thing)
             if kind == "vg":
                 about, caption = image_id, {"caption": said}
                 if thing.number == 0:
@@ -170,8 +170,8 @@ def write_vcr(folder: str | Path, world: World, num: int, start: int = 0) -> Non
         thing = scene.objects[number - 1]
         said = {
             "question_orig": f"What color is {number}?",
-            "answer_orig": f"{number} is {thing.colour}.",
-            "rationale_orig": f"{number} is {thing.colour}, as can be seen at {thing.position}.",
+            "answer_orig": f"{number} is {thing.color}.",
+            "rationale_orig": f"{number} is {thing.color}, as can be seen at {thing.position}.",
         }
         files = {"img_fn": f"{name}.jpg", "metadata_fn": f"{name}.json"}
         rows.append(said | files | {"objects": kinds, "annot_id": f"train-{image_id - 1}"})
@@ -194,7 +194,7 @@ def write_osprey(folder: str | Path, world: World, num: int, start: int = 0) -> 
         thing, region = scene.objects[number], f"<region{number + 1}>"
         other = pick(rng, [kind for kind in KINDS if kind != thing.kind])
         asked = {
-            "conversation": [(f"What color is {region}?", f"It is {thing.colour}."), ("And its size?", thing.size)],
+            "conversation": [(f"What color is {region}?", f"It is {thing.color}."), ("And its size?", thing.size)],
             "short_form": [(f"What is {region}? Answer in one word.", thing.kind)],
             "part_level": [(f"What shape has {region}?", f"The shape of {region} is a {thing.kind}.")],
             "lvis_positive_negative": [(f"Is {region} a {other}?", "No."), (f"Is {region} a {thing.kind}?", "Yes.")],

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from recipes.synthetic.drawing import draw, run_lengths
-from recipes.synthetic.words import (
+from recipes.synthetic.vocabulary import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     DETAILS,
     KINDS,
     MAX_OBJECTS,
@@ -43,13 +43,13 @@ class SceneObject:
     """
 
     kind: str
-    colour: str
+    color: str
     size: str
     orientation: str | None
     position: str
     extent: float
     angle: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
     rgb: tuple[float, float, float]
     number: int
     scene: "Scene" = field(repr=False, compare=False)
@@ -97,60 +97,60 @@ class Scene:
     def caption(self, detail: str = "medium") -> str:
         """What the picture shows, the main object first.
 
-        "coarse": kinds and counts; "medium": colour and kind of each; "full": also sizes, orientation, positions and
+        "coarse": kinds and counts; "medium": color and kind of each; "full": also sizes, orientation, positions and
         background. Raises ValueError for another level.
         """
         if detail == "coarse":
             counts = Counter(thing.kind for thing in self.objects)  # a Counter keeps the order of first sight
             return enumerate_phrases([article(k) if n == 1 else f"{NUMBERS[n]} {k}s" for k, n in counts.items()])
         if detail == "medium":
-            return enumerate_phrases([article(f"{thing.colour} {thing.kind}") for thing in self.objects])
+            return enumerate_phrases([article(f"{thing.color} {thing.kind}") for thing in self.objects])
         if detail == "full":
             phrases = []
             for thing in self.objects:
                 tilt = "tilted " if thing.orientation == "tilted" else ""
-                phrases.append(f"a {thing.size} {tilt}{thing.colour} {thing.kind} at {thing.position}")
+                phrases.append(f"a {thing.size} {tilt}{thing.color} {thing.kind} at {thing.position}")
             return f"{enumerate_phrases(phrases)}, on {self.texture} {self.background}"
         raise ValueError(f"detail={detail!r} is not a level of detail. Use one of {', '.join(DETAILS)}.")
 
     def questions(self) -> list[dict[str, str]]:
         """Questions about the whole picture, dicts of question, answer and attribute; the order never changes.
 
-        Attributes: kind, colour, count, size, orientation, position, presence, background. Only what has one right
+        Attributes: kind, color, count, size, orientation, position, presence, background. Only what has one right
         answer is asked: an object is named by its kind only where no other object has that kind.
         """
         rng = self.world._rng(self.index, "questions")
         kinds = Counter(thing.kind for thing in self.objects)
-        colours = {thing.colour for thing in self.objects}
-        pairs = {(thing.colour, thing.kind) for thing in self.objects}
+        colors = {thing.color for thing in self.objects}
+        pairs = {(thing.color, thing.kind) for thing in self.objects}
         asked: list[tuple[str, str, str]] = [
             ("What is the main object?", self.main.kind, "kind"),
-            ("What color is the main object?", self.main.colour, "colour"),
+            ("What color is the main object?", self.main.color, "color"),
             ("What size is the main object?", self.main.size, "size"),
             ("Where is the main object?", self.main.position, "position"),
             ("How many objects are there?", str(len(self.objects)), "count"),
             ("What color is the background?", self.background, "background"),
         ]
         for thing in self.objects:
-            name = f"{thing.colour} {thing.kind}"  # colours never repeat within a picture
-            asked.append((f"What is the {thing.colour} object?", thing.kind, "kind"))
+            name = f"{thing.color} {thing.kind}"  # colors never repeat within a picture
+            asked.append((f"What is the {thing.color} object?", thing.kind, "kind"))
             asked.append((f"What size is the {name}?", thing.size, "size"))
             asked.append((f"Where is the {name}?", thing.position, "position"))
             if thing.orientation is not None:
                 asked.append((f"Is the {name} upright or tilted?", thing.orientation, "orientation"))
             if kinds[thing.kind] == 1:
-                asked.append((f"What color is the {thing.kind}?", thing.colour, "colour"))
+                asked.append((f"What color is the {thing.kind}?", thing.color, "color"))
         for kind in KINDS:
             asked.append((f"How many {kind}s are there?", str(kinds[kind]), "count"))
             asked.append((f"Is there a {kind} in the image?", "yes" if kinds[kind] else "no", "presence"))
         present = self.objects[rng.integers(len(self.objects))]
-        absent = [colour for colour in COLOURS if colour not in colours]
-        asked.append((f"Is there a {present.colour} object in the image?", "yes", "presence"))
+        absent = [color for color in COLORS if color not in colors]
+        asked.append((f"Is there a {present.color} object in the image?", "yes", "presence"))
         asked.append((f"Is there a {absent[rng.integers(len(absent))]} object in the image?", "no", "presence"))
-        asked.append((f"Is there a {present.colour} {present.kind} in the image?", "yes", "presence"))
-        absent = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in pairs and (c in colours or k in kinds)]
-        colour, kind = absent[rng.integers(len(absent))]
-        asked.append((f"Is there a {colour} {kind} in the image?", "no", "presence"))
+        asked.append((f"Is there a {present.color} {present.kind} in the image?", "yes", "presence"))
+        absent = [(c, k) for c in COLORS for k in KINDS if (c, k) not in pairs and (c in colors or k in kinds)]
+        color, kind = absent[rng.integers(len(absent))]
+        asked.append((f"Is there a {color} {kind} in the image?", "no", "presence"))
         return [{"question": question, "answer": answer, "attribute": name} for question, answer, name in asked]
 
     def region_questions(self) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ class Scene:
         asked = []
         for thing in self.objects:
             asked.append(("What is in this region?", thing.kind, "kind", thing.number))
-            asked.append(("What color is this region?", thing.colour, "colour", thing.number))
+            asked.append(("What color is this region?", thing.color, "color", thing.number))
             asked.append(("What size is the object in this region?", thing.size, "size", thing.number))
         keys = ("question", "answer", "attribute", "object")
         return [dict(zip(keys, row, strict=True)) for row in asked]
@@ -195,7 +195,7 @@ class World:
         size: side of the pictures in pixels, at least 16.
         shifted: the out-of-distribution variant (see the module's text).
         max_objects: 1 to 4. A scene of a world with fewer objects is the same scene without its last objects, so
-            `max_objects=1` gives pictures of one colour.
+            `max_objects=1` gives pictures of one color.
     """
 
     seed: int = 0
@@ -252,14 +252,14 @@ class World:
 def _place_objects(scene: Scene) -> list[SceneObject]:
     world, rng = scene.world, scene.world._rng(scene.index, "objects")
     # drawn one object after the other, so that leaving out the last ones does not change the first
-    colours, objects = list(COLOURS), []
+    colors, objects = list(COLORS), []
     for number in range(scene.num_objects):
         if number == 0 and world.shifted and rng.random() < 0.5:
-            kind, colour = pick(rng, sorted(UNSEEN))
+            kind, color = pick(rng, sorted(UNSEEN))
         else:
-            colour = pick(rng, colours)
-            kind = pick(rng, [k for k in KINDS if world.shifted or (k, colour) not in UNSEEN])
-        colours.remove(colour)
+            color = pick(rng, colors)
+            kind = pick(rng, [k for k in KINDS if world.shifted or (k, color) not in UNSEEN])
+        colors.remove(color)
         size = "small" if number else pick(rng, ("large", "medium"))
         extent = rng.uniform(*SIZES[size])
         orientation, angle = None, 0.0
@@ -268,16 +268,16 @@ def _place_objects(scene: Scene) -> list[SceneObject]:
             angle = PERIODS[kind] * ((0.5 if orientation == "tilted" else 0.0) + rng.uniform(-0.12, 0.12))
         if number == 0:  # main objects keep off the corners: they would stick out
             position = pick(rng, ("center", "left", "right", "top", "bottom"))
-            centre = _cell_centre(position, reach=0.17, jitter=rng.uniform(-0.03, 0.03, 2))
+            center = _cell_center(position, reach=0.17, jitter=rng.uniform(-0.03, 0.03, 2))
         else:
-            position, centre = _free_cell(rng, objects, extent)
+            position, center = _free_cell(rng, objects, extent)
         if world.shifted:
-            rgb = _stray(COLOURS[colour], rng.uniform(-9, 9), rng.uniform(0.75, 1.0), rng.uniform(0.8, 1.0))
+            rgb = _stray(COLORS[color], rng.uniform(-9, 9), rng.uniform(0.75, 1.0), rng.uniform(0.8, 1.0))
         else:
-            rgb = _stray(COLOURS[colour], rng.uniform(-4, 4), rng.uniform(0.95, 1.0), rng.uniform(0.92, 1.0))
-        centre = (float(centre[0]), float(centre[1]))
-        shape = (kind, colour, size, orientation, position, float(extent), float(angle))
-        objects.append(SceneObject(*shape, centre, rgb, number, scene))
+            rgb = _stray(COLORS[color], rng.uniform(-4, 4), rng.uniform(0.95, 1.0), rng.uniform(0.92, 1.0))
+        center = (float(center[0]), float(center[1]))
+        shape = (kind, color, size, orientation, position, float(extent), float(angle))
+        objects.append(SceneObject(*shape, center, rgb, number, scene))
     return objects
 
 
@@ -286,16 +286,16 @@ def _free_cell(rng: np.random.Generator, objects: list[SceneObject], extent: flo
     distance at which bounding circles touch, or the roomiest."""
     best, most = ("center", (0.5, 0.5)), -math.inf
     for position in rng.permutation(POSITIONS):
-        centre = _cell_centre(str(position), reach=0.33, jitter=rng.uniform(-0.04, 0.04, 2))
-        room = min(math.dist(centre, thing.centre) / (0.5 * (extent + thing.extent)) for thing in objects)
+        center = _cell_center(str(position), reach=0.33, jitter=rng.uniform(-0.04, 0.04, 2))
+        room = min(math.dist(center, thing.center) / (0.5 * (extent + thing.extent)) for thing in objects)
         if room >= 0.95:
-            return str(position), centre
+            return str(position), center
         if room > most:
-            best, most = (str(position), centre), room
+            best, most = (str(position), center), room
     return best
 
 
-def _cell_centre(position: str, reach: float, jitter: np.ndarray) -> tuple[float, float]:
+def _cell_center(position: str, reach: float, jitter: np.ndarray) -> tuple[float, float]:
     x = ("right" in position) - ("left" in position)
     y = ("bottom" in position) - ("top" in position)
     return (0.5 + reach * x + jitter[0], 0.5 + reach * y + jitter[1])

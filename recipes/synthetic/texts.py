@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.synthetic.formats import jpeg, numbered_scenes, write_lines
 from recipes.synthetic.scenes import Scene, World
-from recipes.synthetic.words import SYNONYMS, pick
+from recipes.synthetic.vocabulary import SYNONYMS, pick
 
 
 def write_pictures(
@@ -117,7 +117,7 @@ def write_llava(folder: str | Path, world: World, num: int, start: int = 0) -> N
         name = f"{image_id:012d}" if image_id % 2 else image_id
         rows.append({"id": name, "image": f"coco/train2017/{image_id:012d}.jpg", "conversations": turns})
         if image_id % 4 == 0:
-            told = [{"from": "human", "value": "Say a colour."}, {"from": "gpt", "value": scene.main.colour}]
+            told = [{"from": "human", "value": "Say a color."}, {"from": "gpt", "value": scene.main.color}]
             rows.append({"id": f"text{image_id}", "conversations": told})
     (folder / "llava_v1_5_mix665k.json").write_text(json.dumps(rows))
 

@@ -17,7 +17,7 @@ def start_linear(vae: AutoencoderKL) -> None:
 
     The first eight channels of every layer carry +x and -x of red, green, blue and a constant; SiLU(x) - SiLU(-x) = x, so
     that they pass it unchanged, and the residual branches begin at zero. With the constant in the same group, group
-    norm keeps the picture's contrast. From random weights the colours alone take many times the steps there are.
+    norm keeps the picture's contrast. From random weights the colors alone take many times the steps there are.
     """
 
     def carry(conv: nn.Conv2d) -> None:

@@ -12,12 +12,8 @@ in one process. Run it on an idle machine.
 import argparse
 import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration

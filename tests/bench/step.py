@@ -15,9 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import psutil
 import torch

@@ -4,17 +4,17 @@
     python tests/golden/compare.py DIR [--weights DIR2] [--json OUT]
 
 DIR holds `case_*.json` and `case_*.safetensors`; `config.json` and `state_dict*.safetensors` lie there too, or in DIR2.
-A case is recognised by what it holds:
+A case is recognized by what it holds:
 
     training step         `scalars` and text                 losses, hidden states, both diffusion passes, gradients
     visual tokenizer      `out.vt.*` without text            trunk, pyramid, grid tokens, image tokens
     text generation       `out.<variant>.text_ids`           token ids, logits of each step
-    synchroniser          `kwargs` in the JSON               output and all gradients of the module alone
+    synchronizer          `kwargs` in the JSON               output and all gradients of the module alone
     picture generation    `rng.init_latents`                 latents of each step, pictures
     interleaved loop      initial latents by iteration       token ids and pictures of each iteration
 
 Nothing is computed here: inputs go into the package's public methods, whose arguments and results are watched. Stored
-values of the double normalisation (`out.decoder.*` beside `fixed.decoder.*`) are not reproduced, on purpose.
+values of the double normalization (`out.decoder.*` beside `fixed.decoder.*`) are not reproduced, on purpose.
 
 Accepted: forward 1e-4 and gradients 1e-3 of the tensor's largest magnitude, losses 1e-5 relative, token ids equal,
 8-bit pictures within one level. Exit status 0 only if all pass.
@@ -25,15 +25,12 @@ import inspect
 import json
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +41,7 @@ from modeling_deem import DeemForConditionalGeneration, DeemImageProcessorPil
 from modeling_deem.attention_deem import DeemFeatureSynchronizer
 from processing.collating_deem import make_labels
 from recipes.convert_checkpoint import config_of_weights, convert
-from recipes.original_names import HEAD_NEW, OFFICIAL, convert_value, rename
+from recipes.original.names import HEAD_NEW, OFFICIAL, convert_value, rename
 
 TOLERANCE = {"forward": 1e-4, "gradient": 1e-3, "loss": 1e-5, "ids": 0.0, "8 bit": 1.0}
 # Spec section 11, quirk 7: the sets whose text without an image the released code does not train on.
@@ -261,7 +258,7 @@ class Models:
         return self.weights["visual_tokenizer.clip_mean"], self.weights["visual_tokenizer.clip_std"]
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """[0, 1] -> what our processor gives: normalised with the encoder's mean and std."""
+        """[0, 1] -> what our processor gives: normalized with the encoder's mean and std."""
         mean, std = self.mean_std
         return (images - mean) / std
 

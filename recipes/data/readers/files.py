@@ -1,0 +1,171 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files; where pictures lie."""
+
+import os
+import random
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+
+
+def read_lines(file: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
+    """The lines of a `*.jsonl` or `*.jsonl.zip` as bytes, blank ones left out.
+
+    Lines are parsed afterwards, one by one: `datasets`' JSON reader ends the whole stream at the first broken one.
+
+    Args:
+        file: a zip may hold several files, which follow each other by name.
+        number: of the line to begin with, from 0.
+        offset: where it begins, in bytes of the (unzipped) text.
+
+    Yields:
+        entries keyed `<file name>:<line number from 1>`.
+
+    Raises:
+        BadSample: "unreadable annotation file".
+    """
+    try:
+        if file.suffix != ".zip":
+            with open(file, "rb") as lines:
+                yield from _numbered(lines, file.name, number, offset, 0)
+            return
+        with zipfile.ZipFile(file) as archive:
+            begin = 0
+            for member in sorted(archive.infolist(), key=lambda info: info.filename):
+                if begin + member.file_size > offset:
+                    with archive.open(member) as lines:
+                        for entry in _numbered(lines, file.name, number, max(offset - begin, 0), begin):
+                            number = entry.number + 1
+                            yield entry
+                begin += member.file_size
+    # RuntimeError and NotImplementedError: an encrypted zip, a compression that is not known
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise BadSample("unreadable annotation file", file.name) from error
+
+
+def _numbered(lines: BinaryIO, name: str, number: int, offset: int, begin: int) -> Iterator[Entry]:
+    lines.seek(offset)
+    for count, line in enumerate(lines, start=number):
+        if line.strip():
+            yield Entry(count, begin + offset, f"{name}:{count + 1}", line)
+        offset += len(line)
+
+
+class AnnotationReader(Reader):
+    """Rows of annotation files with pictures in folders nearby. Subclasses say what a row becomes (`build`).
+
+    Args:
+        shards: the files.
+        image_token, reserved: special tokens that are taken out of all text.
+
+    Attributes:
+        image_folders: where pictures may lie, below the annotation file's folder or the two above it; "" is the folder
+            itself.
+    """
+
+    image_folders: tuple[str, ...] = ("", "images")
+
+    def __init__(self, shards: list[Path], image_token: str = "<image>", reserved: tuple[str, ...] = ()) -> None:
+        self.name = str(shards[0].parent)
+        self.shards = shards
+        self.image_token = image_token
+        self.reserved = (image_token, *reserved)
+        self._folder: dict[Path, Path] = {}  # annotation folder -> where the last picture was found
+
+    @abstractmethod
+    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """As `Reader.record`; `folder` is that of the annotations. May raise KeyError, TypeError, ValueError, IndexError
+        or AttributeError where the row has another layout."""
+
+    def record(self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """One sample."""
+        folder, row = payload
+        try:
+            return self.build(key, row, folder, rng, skip)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+            raise BadSample("row of another layout", key) from error
+
+    def clean(self, text: Any) -> str:
+        """Text without special tokens and outer white space."""
+        if not isinstance(text, str):
+            raise TypeError(f"expected text, got {type(text).__name__}")
+        return remove_reserved(text, self.reserved).strip()
+
+    def find(self, folder: Path, *names: str) -> Path:
+        """The file with one of these names (paths relative to an image folder). Raises BadSample if there is none.
+
+        Names are data and may be anything: what leads out of the folders that are searched is not opened. Links are not
+        followed for this, so that an image folder may be one.
+        """
+        # where the last one was found comes first: the same for all pictures of a set, as a rule
+        places = [self._folder[folder]] if folder in self._folder else []
+        searched = (folder, *folder.parents[:2])
+        places += [root / name for root in searched for name in self.image_folders]
+        for name in names:
+            for place in places:
+                # `os.path.isfile` is False, too, for names that no file can have
+                if os.path.isfile(place / name) and _is_below(place / name, place, *searched):
+                    self._folder[folder] = place
+                    return place / name
+        raise BadSample("missing image", str(names[0])[:200])
+
+    def image(self, folder: Path, *names: str) -> Image.Image:
+        """The picture with one of these names; see `find`."""
+        return open_image(self.find(folder, *names), names[0])
+
+
+class RowReader(AnnotationReader):
+    """Annotation files that are read as a whole."""
+
+    @abstractmethod
+    def rows(self, shard: Path) -> list[tuple[Any, Any]]:
+        """All rows of a file with their names, always in the same order. May raise KeyError, TypeError, ValueError or
+        AttributeError where the file has another layout."""
+
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
+        """Rows keyed `<file>:<name>`."""
+        try:
+            rows = self.rows(shard)
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            cause = f"{type(error).__name__}: {error}"  # of a file beside it, maybe
+            raise BadSample("annotation file of another layout", f"{shard.name} ({cause:.300})") from error
+        for index, (name, row) in enumerate(rows[number:], start=number):
+            yield Entry(index, 0, f"{shard.name}:{name}", (shard.parent, row))
+
+
+class LineReader(AnnotationReader):
+    """Annotation files of JSON lines, possibly zipped."""
+
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
+        """Lines keyed `<file>:<line number from 1>`."""
+        for entry in read_lines(shard, number, offset):
+            yield Entry(*entry[:3], (shard.parent, entry.payload))
+
+    def record(self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """One sample of a line."""
+        folder, line = payload
+        return super().record(key, (folder, parse_json(line, key)), rng, skip)
+
+
+def _is_below(file: Path, *folders: Path) -> bool:
+    """Whether a path leads into one of the folders, links not followed; everything lies below `/`, so that says nothing."""
+    path = Path(os.path.abspath(file))
+    roots = [Path(os.path.abspath(folder)) for folder in folders]
+    return any(path.is_relative_to(root) for root in roots if root != root.parent)
+
+
+def row_name(row: Any, key: str, index: int | str) -> Any:
+    """What a row is called: its value of `key`, else its number. It may be of any layout: `build` tells what is wrong."""
+    name = row.get(key) if isinstance(row, dict) else None
+    return f"row {index}" if name is None else name
+
+
+def load_json(file: Path) -> Any:
+    """A whole JSON file. Raises BadSample where it is broken."""
+    return parse_json(file.read_bytes(), file.name)

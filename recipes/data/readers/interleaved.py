@@ -1,0 +1,139 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""MMC4: jsonl or jsonl.zip annotations and a flat image folder -> interleaved documents.
+
+Layout and rules: data_and_evaluation.md section 2.1. Lines are read one by one and parsed afterwards, because
+`datasets`' JSON reader ends the whole stream at the first broken line.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from recipes.data.readers.files import read_lines
+from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+
+IMAGE_FOLDERS = ("mmc4_images", "images")
+
+
+class InterleavedReader(Reader):
+    """Documents of MMC4.
+
+    Args:
+        shards: `*.jsonl` and `*.jsonl.zip` files; a line is `{text_list, image_info: [{image_name,
+            matched_text_index, matched_sim}], ...}`.
+        image_folder: holds `<first 12 characters of image_name>.jpg`.
+        image_token: what stands for one picture in the text.
+        reserved: special tokens that are taken out of the sentences.
+        min_similarity: least `matched_sim` of a picture that is kept.
+        max_images: most pictures per document.
+        single_image_drop: probability of dropping a document with exactly one picture.
+    """
+
+    kind = "document"
+
+    def __init__(
+        self,
+        shards: list[Path],
+        image_folder: Path,
+        image_token: str = "<image>",
+        reserved: tuple[str, ...] = (),
+        min_similarity: float = 0.24,
+        max_images: int = 6,
+        single_image_drop: float = 0.5,
+    ) -> None:
+        self.name = str(shards[0].parent)
+        self.shards = shards
+        self.image_folder = image_folder
+        self.image_token = image_token
+        self.reserved = (image_token, *reserved)
+        self.min_similarity = min_similarity
+        self.max_images = max_images
+        self.single_image_drop = single_image_drop
+
+    def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
+        """Lines as bytes, keyed `<file>:<line number from 1>`."""
+        return read_lines(shard, number, offset)
+
+    def record(self, key: str, payload: bytes, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """One document, or None if no picture is left or the coin drops a document with one picture."""
+        line = parse_json(payload, key)
+        try:
+            sentences = [str(sentence) for sentence in line["text_list"]]
+            matches = [
+                (int(info["matched_text_index"]), str(info["image_name"]))
+                for info in line["image_info"]
+                if float(info["matched_sim"]) >= self.min_similarity
+            ]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise BadSample("line without text_list and image_info", key) from error
+        if any(not 0 <= index < len(sentences) for index, _ in matches):
+            raise BadSample("matched_text_index outside text_list", key)
+
+        pictures: list[tuple[int, Image.Image]] = []
+        for index, image_name in matches:
+            file = self.image_folder / f"{Path(image_name).name[:12]}.jpg"
+            try:
+                pictures.append((index, open_image(file, file.name)))
+            except BadSample as bad:
+                skip(bad.reason, bad.name)
+        if matches and not pictures:
+            raise BadSample("document without a readable image", key)
+        rng.shuffle(pictures)
+        pictures = sorted(pictures[: self.max_images], key=lambda picture: picture[0])
+        if not pictures or (len(pictures) == 1 and rng.random() < self.single_image_drop):
+            return None
+        placed = [(index, rng.random() < 0.5, image) for index, image in pictures]
+        text, images = interleave(
+            [remove_reserved(sentence, self.reserved) for sentence in sentences], placed, self.image_token
+        )
+        return {"text": text, "images": images, "id": key}
+
+
+def interleave(sentences: list[str], placed: list[tuple[int, bool, Any]], image_token: str) -> tuple[str, list[Any]]:
+    """Join sentences by one space with a placeholder at each picture, no space beside it.
+
+    Args:
+        sentences: the text.
+        placed: `(index of the sentence, before it?, picture)`; pictures at the same place keep their order.
+        image_token: the placeholder.
+
+    Returns:
+        The text, and the pictures in the order of their placeholders.
+    """
+    parts, images = [], []
+    for index, sentence in enumerate(sentences):
+        before = [image for at, is_before, image in placed if at == index and is_before]
+        after = [image for at, is_before, image in placed if at == index and not is_before]
+        parts.append(image_token * len(before) + sentence + image_token * len(after))
+        images += before + after
+    return spaces_removed(" ".join(parts), image_token), images
+
+
+def spaces_removed(text: str, image_token: str) -> str:
+    """Text without the spaces that touch a placeholder."""
+    return re.sub(f" *({re.escape(image_token)}) *", r"\1", text)
+
+
+def keep_some(places: list[int], most: int, rng: random.Random) -> list[int]:
+    """At most `most` of the places, drawn at random, in their order."""
+    return sorted(rng.sample(places, most)) if len(places) > most else places
+
+
+def find_image_folder(annotations: Path) -> Path:
+    """The image folder that belongs to an annotation file: beside it, or beside its folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    places = [root / name for root in (annotations.parent, annotations.parent.parent) for name in IMAGE_FOLDERS]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ValueError(
+        f"No image folder for the MMC4 annotations {annotations}: expected one of "
+        f"{', '.join(str(place) for place in places)}, holding <first 12 characters of image_name>.jpg."
+    )

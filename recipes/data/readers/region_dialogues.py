@@ -1,0 +1,124 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Dialogues that speak of several marked regions at once: VCR and Osprey-724K.
+
+Files: data_and_evaluation.md section 2.8.
+"""
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+from recipes.data.readers.files import LineReader, load_json, row_name
+from recipes.data.readers.masks import vcr_mask
+from recipes.data.readers.reader import BadSample, Skip
+from recipes.data.readers.regions import (
+    INSTRUCTIONS,
+    MAX_REGIONS,
+    RegionReader,
+    check_size,
+    region_mask,
+    region_record,
+    upright,
+)
+from recipes.data.samples import IMAGE, Piece, content, dialogue
+
+REASON_REQUESTS = ("Why?", "Why do you think so?", "What is the reason?", "How can you tell?")
+
+
+def list_regions(number: int) -> list[Piece]:
+    """`<ref>region1</ref> <image>, <ref>region2</ref> <image>. ` as pieces of a message."""
+    pieces: list[Piece] = []
+    for index in range(1, number + 1):
+        pieces += [f"<ref>region{index}</ref> ", IMAGE, ", " if index < number else ". "]
+    return pieces
+
+
+class VcrReader(LineReader):
+    """VCR's `*.jsonl` (question_orig, answer_orig, rationale_orig, objects, metadata_fn) with `vcr1images`.
+
+    Two rounds: the question with all objects listed and marked, and the reason. A number n in the text becomes
+    "<class> at region<n>"; numbers and regions both count from 1 (the release takes the class of number n from 0, so
+    that the two disagree). Pictures with more than `MAX_REGIONS` objects are left out.
+    """
+
+    image_folders = ("vcr1images", "")
+
+    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """One dialogue; None for too many objects."""
+        objects = row["objects"]
+        if not 0 < len(objects) <= MAX_REGIONS:
+            return None
+        question, answer, reason = (
+            self._naming(self.clean(row[f"{part}_orig"]), objects, key) for part in ("question", "answer", "rationale")
+        )
+        picture = upright(self.image(folder, row["img_fn"]))
+        metadata = load_json(self.find(folder, row["metadata_fn"]))
+        pairs = zip(metadata["boxes"], metadata["segms"], strict=True)
+        masks = [vcr_mask(box, polygons, picture.height, picture.width) for box, polygons in pairs]
+        if len(masks) != len(objects):
+            raise BadSample("objects and metadata differ in number", key)
+        first = content(IMAGE, f" {INSTRUCTIONS['phrases']} ", *list_regions(len(masks)), question)
+        messages = dialogue((first, answer), (content(rng.choice(REASON_REQUESTS)), reason))
+        return region_record(key, messages, picture, masks)
+
+    @staticmethod
+    def _naming(text: str, objects: list[str], key: str) -> str:
+        def named(match: re.Match[str]) -> str:
+            number = int(match[0])
+            if not 1 <= number <= len(objects):
+                raise BadSample("number of no object", key)
+            return f"{objects[number - 1]} at region{number}"
+
+        return re.sub(r"\d+", named, text)
+
+
+class OspreyReader(RegionReader):
+    """Osprey-724K: lists of `{file_name, height, width, annotation: [{segmentation}]}` with `conversations` (turns from
+    human and gpt that name `<region1>`, ...) or `description` (one text, or one per region).
+
+    Conversations list all their regions in the first turn and are left out if they have more than `MAX_REGIONS`; of
+    descriptions each is a round, at most `MAX_REGIONS` in random order.
+    """
+
+    def rows(self, shard: Path) -> list[tuple[str, Any]]:
+        """One row per record."""
+        rows = enumerate(load_json(shard))
+        return [(row.get("id", i) if isinstance(row, dict) else row_name(row, "id", i), row) for i, row in rows]
+
+    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """One dialogue."""
+        regions = row["annotation"]
+        turns = row.get("conversations")
+        if turns is not None and len(regions) > MAX_REGIONS:
+            return None
+        picture = upright(self.image(folder, row["file_name"]))
+        check_size(picture, row, key)
+        masks = [region_mask(region["segmentation"], picture, f"{key}/{i}", skip) for i, region in enumerate(regions)]
+        if turns is not None:
+            if any(mask is None for mask in masks) or not masks:
+                raise BadSample("conversation about an unusable region", key)
+            first = (IMAGE, f" {INSTRUCTIONS['phrases']} ", *list_regions(len(masks)))
+            return region_record(key, dialogue(*self._rounds(turns, first)), picture, masks)
+        given = row["description"] if isinstance(row["description"], list) else [row["description"]]
+        pairs = [(mask, text) for mask, text in zip(masks, given, strict=True) if mask is not None]
+        if not pairs:
+            raise BadSample("image without a usable region", key)
+        rng.shuffle(pairs)
+        pairs = pairs[:MAX_REGIONS]
+        rounds = []
+        for number, (_, text) in enumerate(pairs):
+            first = (IMAGE, f" {INSTRUCTIONS['phrases']} ") if number == 0 else ()
+            request = " Describe this region in detail."
+            rounds.append((content(*first, IMAGE, request), re.sub(r"^<region\d+>:\s*", "", self.clean(text))))
+        return region_record(key, dialogue(*rounds), picture, [mask for mask, _ in pairs])
+
+    def _rounds(self, turns: list[dict[str, str]], first: tuple[Piece, ...]) -> list[tuple[list[dict[str, Any]], str]]:
+        said = [re.sub(r"<(region\d+)>", r"\1", self.clean(turn["value"])) for turn in turns]
+        if len(turns) % 2 or any(t["from"] != ("human", "gpt")[i % 2] for i, t in enumerate(turns)):
+            raise ValueError("turns of human and gpt must alternate")
+        pairs = zip(said[::2], said[1::2], strict=True)
+        return [
+            (content(*(first if number == 0 else ()), question), answer)
+            for number, (question, answer) in enumerate(pairs)
+        ]

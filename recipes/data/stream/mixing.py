@@ -1,0 +1,110 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Several sources -> one stream in which every micro-batch comes from one source.
+
+Rules: data_and_evaluation.md section 2.4 (`random_mix` of the released DEEM data pipeline). `datasets.interleave_datasets`
+draws per sample and cannot keep a micro-batch within one source, hence this class.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from recipes.data.readers.reader import DataError
+
+STOPPING = ("longest", "sum", "shortest")
+
+
+class Mixture:
+    """Draws a source for each micro-batch and yields its next `batch_size` samples one after the other.
+
+    Args:
+        sources: iterables; iterating one again goes on with an unfinished pass, or starts the next.
+        probabilities: one positive weight per source; need not sum to 1.
+        batch_size: samples per draw: those of a micro-batch, or 1 to draw for every sample. A last, incomplete
+            micro-batch of a source is left out: it would shift every later micro-batch across two sources.
+        generator: the only source of chance.
+        stopping: `"longest"` restarts an exhausted source and ends when every source was exhausted once, `"sum"` takes
+            an exhausted source out and ends with the last one, `"shortest"` ends at the first exhaustion.
+        account: what the error of a source (by its index) that gave nothing says about it.
+
+    Raises:
+        ValueError: for unequal numbers of sources and weights, weights that cannot be drawn from, or an unknown stopping
+            rule.
+        DataError: while iterating, for a source that has no whole micro-batch (it could be restarted for ever).
+    """
+
+    def __init__(
+        self,
+        sources: list[Iterable[Any]],
+        probabilities: list[float],
+        batch_size: int,
+        generator: torch.Generator,
+        stopping: str = "longest",
+        account: Callable[[int], str] = lambda index: "",
+    ) -> None:
+        if stopping not in STOPPING:
+            raise ValueError(f"Unknown stopping rule {stopping!r}: choose one of {', '.join(STOPPING)}.")
+        if len(sources) != len(probabilities):
+            raise ValueError(
+                f"{len(sources)} data sources but {len(probabilities)} probabilities: give one probability per source."
+            )
+        self.weights = torch.tensor(probabilities, dtype=torch.float32)
+        if not len(self.weights) or (self.weights <= 0).any() or not self.weights.isfinite().all():
+            raise ValueError(f"Probabilities must be positive finite numbers, got {list(probabilities)}.")
+        self.sources, self.batch_size, self.generator, self.stopping = sources, batch_size, generator, stopping
+        self.account = account
+        self.batches_of_round = [0] * len(sources)
+        self.exhausted = [False] * len(sources)
+
+    def __iter__(self) -> Iterator[Any]:
+        running = [self._batches(source) for source in self.sources]
+        while True:
+            index = self._draw()
+            batch = next(running[index], None)
+            if batch is not None:
+                self.batches_of_round[index] += 1
+                yield from batch
+                continue
+            if not self.batches_of_round[index]:
+                raise DataError(
+                    f"Data source {index} ({self.sources[index]}) has no {self.batch_size} usable samples for one "
+                    "micro-batch: give more data, fewer data workers, or a smaller per_device_train_batch_size or "
+                    f"packed length.{self.account(index)}"
+                )
+            # The draw that finds a source exhausted yields nothing.
+            self.exhausted[index] = True
+            if self.stopping == "shortest" or all(self.exhausted):
+                return
+            if self.stopping == "longest":
+                running[index], self.batches_of_round[index] = self._batches(self.sources[index]), 0
+            else:
+                self.weights[index] = 0.0
+
+    def _draw(self) -> int:
+        cumulative = (self.weights / self.weights.sum()).cumsum(0)
+        index = int(torch.searchsorted(cumulative, torch.rand(1, generator=self.generator)))
+        return min(index, len(self.sources) - 1)  # rounding can leave the last cumulative value just below 1
+
+    def _batches(self, source: Iterable[Any]) -> Iterator[list[Any]]:
+        batch: list[Any] = []
+        for sample in source:
+            batch.append(sample)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position between two micro-batches, without that of the sources."""
+        return {
+            "weights": self.weights.clone(),
+            "batches_of_round": list(self.batches_of_round),
+            "exhausted": list(self.exhausted),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved position; the sources take up theirs themselves."""
+        self.weights = state["weights"].clone()
+        self.batches_of_round, self.exhausted = list(state["batches_of_round"]), list(state["exhausted"])
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,52 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Questions that a model in training is asked from time to time: the share it answers as the data does."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ProcessorMixin
+
+MOST_WORDS = 8  # of an answer that can be right or wrong as a whole
+CAPTION_BEGIN = "A photo of"
+
+
+def is_question(sample: dict[str, Any]) -> bool:
+    """Whether a sample is a dialogue that ends in a short answer in words, and not in a caption."""
+    if "messages" not in sample or sample.get("mode") == "text_to_image":
+        return False
+    answer = answer_of(sample)
+    return 0 < len(answer.split()) <= MOST_WORDS and not answer.startswith(CAPTION_BEGIN)
+
+
+def answer_of(sample: dict[str, Any]) -> str:
+    """What the assistant says last, without pictures."""
+    said = sample["messages"][-1]["content"]
+    return said if isinstance(said, str) else "".join(part.get("text", "") for part in said)
+
+
+def normalized(answer: str) -> str:
+    """For comparison: lower case, single spaces, no full stop at the end."""
+    return " ".join(answer.lower().split()).rstrip(" .")
+
+
+@torch.no_grad()
+def share_answered(
+    model: nn.Module, processor: ProcessorMixin, samples: Iterable[dict[str, Any]], max_new_tokens: int = 16
+) -> float:
+    """Share of questions whose greedy answer is the right one. Every process must call this with the same samples.
+
+    Args:
+        samples: dialogues as the readers give them, regions included.
+    """
+    right = []
+    for sample in samples:
+        prompt = processor.apply_chat_template(sample["messages"][:-1], add_generation_prompt=True)
+        regions = {"region_masks": sample["region_masks"]} if sample.get("region_masks") else {}
+        inputs = processor(text=[prompt], images=sample["images"], return_tensors="pt", **regions)
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        said = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        right.append(normalized(said) == normalized(answer_of(sample)))
+    return sum(right) / len(right)

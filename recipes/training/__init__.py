@@ -1,0 +1,1 @@
+"""A training run: its options, trainer, losses per step, parameter groups, adapters, latent cache, plan."""

@@ -1,0 +1,111 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""What a training recipe does without options: its configuration file, small parts and data of the synthetic world."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from trl import TrlParser
+
+from recipes.world import HELD_OUT, World, write_formats
+
+WORLD = Path("runs/world")
+PARTS = Path("runs/parts")
+NUM_PICTURES = 2500  # per format
+SIZE = 64
+# Where write_formats puts a format.
+FOLDERS = {"mmc4": "mmc4_annts"} | {
+    name: name for name in ("captions", "vqa", "karpathy", "refcoco", "vg", "coco", "osprey", "refcoco_masks", "chats")
+}
+NUM_HELD_OUT = 200  # pictures, per format
+
+
+def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parse flags over a YAML file: the one that `--config` names, else `config`.
+
+    Args:
+        dataclasses: one per group of options.
+        config: the recipe's built-in default.
+        args: command line without the program's name; that of the process by default.
+
+    Raises:
+        ValueError: for an unknown flag or key, offering near names, or a configuration file that is not there.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
+        args = ["--config", str(config), *args]
+    named = {arg.split("=", 1)[0] for arg in args}
+    if "--dry_run" in named and "--use_cpu" not in named:
+        args += ["--use_cpu", "true"]  # a plan touches no device, and a machine without a GPU refuses bf16 otherwise
+    args = [piece for arg in args for piece in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    file = Path(args[args.index("--config") + 1]) if args[-1] != "--config" else None
+    if file is None or not file.is_file():
+        raise ValueError(f"--config names {str(file) if file else 'nothing'}: expected a YAML file that exists.")
+    # allow_abbrev: a flag that is not known must not be taken for another that begins like it
+    parser = TrlParser(dataclasses, allow_abbrev=False)
+    *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        names = [word for word in unknown if word.startswith("--")] or unknown
+        near = {name: get_close_matches(name.split("=")[0], known, n=3) for name in names}
+        hints = "; ".join(
+            f"{name} (did you mean {' or '.join(close)}?)" if close else name for name, close in near.items()
+        )
+        raise ValueError(f"Unknown flags, or keys of {file}: {hints}. See --help for all options.")
+    return tuple(parsed)
+
+
+def default_data(*formats: str, held_out: bool = False) -> list[str]:
+    """Folders of world data in the named formats below runs/world, made where missing.
+
+    Args:
+        formats: of `FOLDERS`.
+        held_out: pictures that are never trained on, in a folder of their own.
+    """
+    world = WORLD / "held_out" if held_out else WORLD
+    number = NUM_HELD_OUT if held_out else NUM_PICTURES
+    with PartialState().main_process_first():  # of several processes one makes it, and the others find it
+        for name in formats:
+            # scenes of its own for each format, all below HELD_OUT unless asked for
+            start = number * list(FOLDERS).index(name) + held_out * HELD_OUT
+            if not (world / FOLDERS[name]).exists():
+                print(f"Making {number} pictures of the synthetic world as {world / FOLDERS[name]}")
+                _make_format(name, world, number, start)
+    return [str(world / FOLDERS[name]) for name in formats]
+
+
+def _make_format(name: str, world: Path, number: int, start: int) -> None:
+    """One format of the world, below `world` when all of it is there."""
+    unfinished = WORLD.with_name(f"{WORLD.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_formats(unfinished, World(size=SIZE), number, start, "medium", [name])
+    world.mkdir(parents=True, exist_ok=True)
+    # The folder that is looked for comes last: if it is there, all of the format is.
+    for made in sorted(unfinished.iterdir(), key=lambda path: path.name == FOLDERS[name]):
+        target = world / made.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(made, target)
+    unfinished.rmdir()
+
+
+def default_parts() -> tuple[str, str, str]:
+    """Folders of vision encoder, language model and diffusion pipeline below runs/parts, trained where missing.
+
+    Raises:
+        subprocess.CalledProcessError: if their training fails.
+    """
+    folders = [PARTS / name for name in ("vision", "text", "diffusion")]
+    with PartialState().main_process_first():
+        if not all(folder.is_dir() for folder in folders):
+            # A process of its own: its seed, threads and memory are no business of the training that follows.
+            command = [sys.executable, str(Path(__file__).parents[1] / "parts.py"), "--out", str(PARTS)]
+            subprocess.run(command, check=True)
+    vision, text, diffusion = map(str, folders)
+    return vision, text, diffusion

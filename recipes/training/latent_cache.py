@@ -1,0 +1,176 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""A cache of what the VAE makes of pictures, so that training needs no VAE (recipes/precompute_latents.py fills it).
+
+A cache is a folder of safetensors files. Each holds, by the content of a picture, the mean and standard deviation of its
+latents (`DeemImageDecoder.encode_posterior`); so sampling stays random, and equals that of training without a cache.
+Every file says which VAE and which transform it was made with.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from modeling_deem import DeemForConditionalGeneration
+from processing import DeemDataCollator, DeemProcessor
+from recipes.data.stream.dataset import upright
+
+SUFFIX = ".safetensors"
+
+
+def picture_key(image: Image.Image) -> str:
+    """Name of a picture by its content: mode, size and pixels as it is to be seen. A mirrored picture is another, and
+    so are the same pixels with another EXIF orientation, which the image processor obeys."""
+    image = upright(image)
+    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def transform_id(processor: DeemProcessor) -> str:
+    """What the processor does to a picture before the VAE sees it, as JSON."""
+    images = processor.image_processor
+    settings = {
+        name: getattr(images, name) for name in ("do_resize", "do_center_crop", "do_rescale", "rescale_factor")
+    }
+    size = {side: images.target_size[side] for side in ("height", "width")}
+    settings |= {"target_size": size, "resample": int(images.resample), "backend": type(images).__name__}
+    return json.dumps(settings, sort_keys=True)
+
+
+def vae_id(vae: nn.Module) -> str:
+    """Name of a VAE by its weights and what scales its latents."""
+    digest = hashlib.sha256(repr([vae.config.get(name) for name in ("scaling_factor", "shift_factor")]).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return f"{type(vae).__name__} {digest.hexdigest()[:32]}"
+
+
+def checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """Of names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def write_shard(path: Path, tensors: dict[str, torch.Tensor], vae: str, transform: str) -> None:
+    """Write one file of a cache, whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    metadata = {"vae": vae, "transform": transform, "checksum": checksum(tensors)}
+    save_file(tensors, unfinished, metadata)
+    unfinished.replace(path)
+
+
+class LatentCache:
+    """The cache in a folder.
+
+    Args:
+        folder: made by recipes/precompute_latents.py.
+        vae, transform: what it must have been made with, from `vae_id` and `transform_id`.
+
+    Raises:
+        ValueError: there is none, a file cannot be read, or it was made with another VAE or transform.
+    """
+
+    def __init__(self, folder: str | Path, vae: str, transform: str) -> None:
+        self.folder = Path(folder)
+        self.shard_of: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        shards = sorted(self.folder.glob(f"*{SUFFIX}"))
+        if not shards:
+            raise ValueError(
+                f"There are no latents in {self.folder}. Make them by recipes/precompute_latents.py with the same options."
+            )
+        for shard in shards:
+            found = self._handle(shard).metadata() or {}
+            for what, expected in (("vae", vae), ("transform", transform)):
+                if found.get(what) != expected:
+                    raise ValueError(
+                        f"{shard} was made with another {what}: {found.get(what)}, this run has {expected}. Use a cache "
+                        "made with this run's model and processor."
+                    )
+            self.shard_of.update(dict.fromkeys(self._handle(shard).keys(), shard))
+        self._open.clear()  # data workers must not share handles
+
+    def _handle(self, shard: Path) -> Any:
+        if shard not in self._open:
+            try:
+                self._open[shard] = safe_open(shard, framework="pt")
+            except Exception as error:  # safetensors raises an exception type of its own
+                raise ValueError(f"{shard} cannot be read ({error}). Delete it and compute it again.") from error
+        return self._open[shard]
+
+    def __len__(self) -> int:
+        return len(self.shard_of)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.shard_of
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._handle(self.shard_of[key]).get_tensor(key)
+
+    def verify(self) -> None:
+        """Read every file whole. Raises ValueError for one whose content is not what was written."""
+        for shard in sorted(set(self.shard_of.values())):
+            handle = self._handle(shard)
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+            if checksum(tensors) != handle.metadata()["checksum"] or not all(
+                t.isfinite().all() for t in tensors.values()
+            ):
+                raise ValueError(f"{shard} does not hold what was written to it. Delete it and compute it again.")
+
+
+class LatentCollator(DeemDataCollator):
+    """A collator that looks `target_latents` up instead of making `target_pixel_values`.
+
+    Raises:
+        ValueError: when called, for a picture that is not in the cache.
+    """
+
+    def __init__(self, processor: DeemProcessor, cache: LatentCache, **options: Any) -> None:
+        super().__init__(processor, return_targets=False, **options)
+        self.cache = cache
+
+    def _pictures(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
+        keys = [picture_key(image) for image in images]
+        if missing := [number for number, key in enumerate(keys) if key not in self.cache]:
+            raise ValueError(
+                f"{len(missing)} of {len(images)} pictures of a batch are not among the {len(self.cache)} latents of "
+                f"{self.cache.folder}. Compute them by recipes/precompute_latents.py with this run's --data and "
+                "--random_flip; pictures that are cropped at random cannot be cached."
+            )
+        latents = torch.stack([self.cache[key] for key in keys])
+        return {**super()._pictures(images, region_masks), "target_latents": latents}
+
+
+class AbsentVae(nn.Module):
+    """In the place of a VAE that training does not need; its weights stay in main memory, for checkpoints."""
+
+    _is_fixed = True
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.config, self.dtype = vae.config, vae.dtype
+        self.weights = {name: tensor.cpu() for name, tensor in vae.state_dict().items()}
+
+    def encode(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "This run reads latents from a cache and holds no VAE: pictures can be neither encoded nor drawn."
+        )
+
+    decode = encode
+
+
+def remove_vae(model: DeemForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """Take the VAE out of a model. Returns its weights under the names that a checkpoint has them."""
+    model.image_decoder.vae = AbsentVae(model.image_decoder.vae)
+    return {f"image_decoder.vae.{name}": tensor for name, tensor in model.image_decoder.vae.weights.items()}

@@ -1,0 +1,178 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""What the training recipes share: their common options, and the way from a model and data to a trained checkpoint."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoProcessor, EarlyStoppingCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from modeling_deem import DeemConfig, DeemForConditionalGeneration
+from processing import DeemDataCollator, DeemProcessor
+from recipes.data.sources import DataArguments, build_dataset
+from recipes.evaluation.answers import is_question
+from recipes.inspect_model import SIZES
+from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
+from recipes.training.plan import make_plan
+from recipes.training.trainer import DeemTrainer, DeemTrainingArguments
+
+
+@dataclass
+class RunArguments:
+    """Options of a run that are neither model, data nor optimizer."""
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print parts, groups, steps and memory, from shapes alone; run nothing."}
+    )
+    sizes: str | None = field(
+        default=None,
+        metadata={"help": "Sizes that --dry_run plans with where there is no checkpoint yet.", "choices": [*SIZES]},
+    )
+    latents: str | None = field(
+        default=None,
+        metadata={"help": "Folder of recipes/precompute_latents.py to read latents from; no VAE is held then."},
+    )
+    eval_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Held-out sources, as --data; `world` for unseen pictures of the world. See eval_strategy."},
+    )
+    eval_samples: int = field(default=64, metadata={"help": "Held-out samples that the losses are computed on."})
+    eval_answers: int = field(default=0, metadata={"help": "Questions among them that the model is asked."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better metric_for_best_model after which to stop."}
+    )
+
+
+def load_checkpoint(
+    folder: str, model_config: dict[str, Any] | None = None, image_size: int | None = None
+) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
+    """Model and processor of a DEEM checkpoint.
+
+    Args:
+        model_config: fields of `DeemConfig` to change; what that adds starts fresh.
+        image_size: side of the encoder's pictures in pixels, if not the checkpoint's.
+    """
+    processor = AutoProcessor.from_pretrained(folder)
+    if image_size is not None:
+        processor.image_processor.size = {"height": image_size, "width": image_size}
+    return AutoModel.from_pretrained(folder, **(model_config or {})), processor
+
+
+def planned_config(folder: str | None, sizes: str | None, model_config: dict[str, Any] | None) -> DeemConfig:
+    """What a dry run plans with: the configuration of a checkpoint, else known sizes.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if folder is not None and Path(folder, "config.json").is_file():
+        return AutoConfig.from_pretrained(folder, **(model_config or {}))
+    if sizes is None:
+        raise ValueError(
+            f"A plan needs sizes, and there is no checkpoint at {folder}: give --model a folder with a config.json, or "
+            f"--sizes, one of {', '.join(SIZES)}."
+        )
+    return DeemConfig(**{**SIZES[sizes], **(model_config or {})})
+
+
+def print_plan(
+    config: DeemConfig, run_args: RunArguments, data_args: DataArguments, training_args: DeemTrainingArguments
+) -> None:
+    """What `--dry_run` prints."""
+    print(make_plan(config, training_args, data_args.pack_length, without_vae=run_args.latents is not None))
+
+
+def needs_targets(model: DeemForConditionalGeneration) -> bool:
+    """Whether a loss asks for pictures to redraw or to draw."""
+    weights = model.loss_weights()
+    return model.image_decoder is not None and bool(weights["image_loss"] or weights["consistency_loss"])
+
+
+def held_out_samples(
+    run_args: RunArguments,
+    data_args: DataArguments,
+    processor: DeemProcessor,
+    training_args: DeemTrainingArguments,
+    caption_forms: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    """The samples that evaluations use, the same in each and none twice; whole micro-batches, each of one source.
+
+    Raises:
+        ValueError: held-out data that no evaluation would read.
+    """
+    if not run_args.eval_data:
+        return []
+    if training_args.eval_strategy == IntervalStrategy.NO and not training_args.eval_on_start:
+        raise ValueError(
+            f"--eval_data {' '.join(run_args.eval_data)} would never be evaluated: give --eval_strategy steps and "
+            "--eval_steps, or --eval_on_start true."
+        )
+    batch_size = training_args.per_device_train_batch_size
+    training_args.per_device_eval_batch_size = batch_size
+    arguments = replace(
+        data_args,
+        data=run_args.eval_data,
+        data_probs=None,
+        random_flip=False,
+        data_stopping="sum",
+        data_weights="equal",
+    )
+    stream, _ = build_dataset(arguments, processor, batch_size, training_args.seed, caption_forms)
+    taken: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    samples = iter(stream)  # without end: a second pass follows the first
+    while len(taken) < run_args.eval_samples:
+        batch = [next(samples) for _ in range(batch_size)]
+        # packed sequences share documents as it is
+        names = {(one["id"], str(one.get("messages"))) for one in batch if not {"input_ids", "samples"} & one.keys()}
+        if names & seen:
+            print(f"--eval_data has {len(taken)} samples in whole micro-batches, fewer than --eval_samples.")
+            break
+        seen |= names
+        taken += batch
+    return taken
+
+
+def train(
+    model: DeemForConditionalGeneration,
+    processor: DeemProcessor,
+    run_args: RunArguments,
+    data_args: DataArguments,
+    training_args: DeemTrainingArguments,
+    caption_forms: tuple[str, ...] = ("plain",),
+) -> DeemTrainer:
+    """Train, going on from the last complete checkpoint, and save model, processor and the trainer's state.
+
+    Args:
+        caption_forms: forms in which caption sources are used, see `build_dataset`.
+    """
+    dataset, report = build_dataset(
+        data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms
+    )
+    held_out = held_out_samples(run_args, data_args, processor, training_args, caption_forms)
+    cache = None
+    if run_args.latents is not None and needs_targets(model):
+        cache = LatentCache(run_args.latents, vae_id(model.image_decoder.vae), transform_id(processor))
+    trainer = DeemTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset,
+        eval_dataset=held_out or None,
+        data_collator=(
+            DeemDataCollator(processor, return_targets=needs_targets(model))
+            if cache is None
+            else LatentCollator(processor, cache)
+        ),
+        processing_class=processor,
+        data_report=report,
+        without_vae=cache is not None,
+        questions=[one for sample in held_out for one in sample.get("samples", [sample]) if is_question(one)][
+            : run_args.eval_answers
+        ],
+    )
+    if run_args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
+    trainer.train(training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer

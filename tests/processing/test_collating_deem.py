@@ -1,0 +1,259 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Label rules, document starts, the three forms of samples and the batch contract."""
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from processing import DeemDataCollator, find_document_starts, make_labels
+
+BOS, EOS, START, SLOT, PAD = 1, 2, 7, 8, 9
+TOY = {"bos_token_id": BOS, "start_of_image_token_id": START}
+
+
+def picture(color: str = "red", size: tuple[int, int] = (80, 70)) -> Image.Image:
+    return Image.new("RGB", size, color)
+
+
+@pytest.fixture
+def collator(tiny_processor) -> DeemDataCollator:
+    return DeemDataCollator(tiny_processor)
+
+
+def trained_text(batch: dict, collator: DeemDataCollator) -> list[str]:
+    return [collator.processor.decode(row[row != -100]) for row in batch["labels"]]
+
+
+def test_label_vectors(shared_file) -> None:
+    vectors = shared_file("vectors/text_labels.json")
+    ids = vectors["tokens"]
+    for case in vectors["cases"]:
+        labels = make_labels(
+            torch.tensor(case["text_ids"]),
+            torch.tensor(case["attention_mask"]),
+            bos_token_id=ids["bos"],
+            image_token_id=ids["img"],
+            start_of_image_token_id=ids["soi"],
+            pad_token_id=ids["pad"],
+            prompt_lengths=torch.tensor(case["prompt_offset"]),
+            ignore_text_without_image=case["ignore_text_without_image"],
+        )
+        assert labels[:, 1:].tolist() == case["expected_shifted_labels"], case["name"]
+
+
+def test_labels_are_the_same_on_either_side_of_the_padding() -> None:
+    row = [BOS, 11, 12, START, SLOT, SLOT, 13, 14, EOS]
+    sides = []
+    for ids, mask in (([*row, PAD, PAD], [1] * 9 + [0, 0]), ([PAD, PAD, *row], [0, 0] + [1] * 9)):
+        tensors = torch.tensor([ids]), torch.tensor([mask])
+        labels = make_labels(*tensors, image_token_id=SLOT, prompt_lengths=3, **TOY)
+        sides.append(labels[tensors[1] == 1].tolist())
+    assert sides[0] == sides[1] == [-100, -100, -100, START, -100, -100, 13, 14, EOS]
+
+
+def test_labels_without_image_in_their_document() -> None:
+    row = torch.tensor([[BOS, 11, START, SLOT, 12, EOS, BOS, 13, EOS, BOS, 14, START, SLOT, 15, EOS]])
+    labels = make_labels(row, torch.ones_like(row), image_token_id=SLOT, ignore_text_without_image=True, **TOY)
+    no = -100
+    assert labels.tolist() == [[no, no, START, no, 12, EOS, no, no, no, no, no, START, no, 15, EOS]]
+
+
+def test_document_starts_against_a_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 9, (20, 50), generator=generator)
+    expected = []
+    for row in ids.tolist():
+        for column, token in enumerate(row):
+            if token == START:
+                earlier = [place for place in range(column) if row[place] == BOS]
+                expected.append(earlier[-1] if earlier else 0)
+    assert find_document_starts(ids, **TOY).tolist() == expected
+
+
+def test_text_records(collator) -> None:
+    samples = [
+        {"text": "<image>one<image>", "images": [picture("red"), picture("blue")]},
+        {"text": "<s>two</s>"},
+        {"text": "a <image>: red", "prompt": "a <image>:", "images": [picture("green")], "dataset": "ignored"},
+    ]
+    batch = collator(samples)
+    assert trained_text(batch, collator) == ["one<|startofimage|></s>", "two</s>", " red</s>"]
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    assert lengths == [1 + 5 + 3 + 5 + 1, 1 + 3 + 1, 1 + 2 + 5 + 1 + 4 + 1]
+    assert (batch["attention_mask"][1, :5] == 1).all(), "training pads on the right"
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == collator.pad_token_id).all()
+    assert batch["document_starts"].tolist() == [0, 0, 0]
+    assert batch["pixel_values"].shape == batch["target_pixel_values"].shape == (3, 3, 64, 64)
+    assert batch["target_pixel_values"][:, :, 0, 0].tolist()[1] == [-1.0, -1.0, 1.0]  # in the order of the text
+    keys = {"input_ids", "attention_mask", "labels", "pixel_values", "target_pixel_values", "document_starts"}
+    assert set(batch) == keys
+    assert {batch[name].dtype for name in keys - {"pixel_values", "target_pixel_values"}} == {torch.int64}
+
+
+def test_text_only_batch_has_no_image_keys(collator) -> None:
+    assert set(collator([{"text": "a"}, {"text": "bc", "images": []}])) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_training_ids_are_those_of_inference(collator) -> None:
+    prompt = "a <image>:"
+    batch = collator([{"text": prompt + " red", "prompt": prompt, "images": [picture()]}])
+    inference = collator.processor(text=prompt, images=picture(), return_tensors="pt")
+    length = inference["input_ids"].shape[1]
+    assert batch["input_ids"][0, :length].tolist() == inference["input_ids"][0].tolist()
+    assert (batch["labels"][0, :length] == -100).all() and (batch["labels"][0, length:] != -100).all()
+    torch.testing.assert_close(batch["pixel_values"], inference["pixel_values"])
+
+
+def test_messages_train_the_assistant_only(collator) -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": picture("red"), "text": None}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A fox."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Drawn: "}, {"type": "image"}]},
+    ]  # fmt: skip
+    batch = collator([{"messages": messages, "images": [picture("blue"), picture("lime")]}])
+    assert trained_text(batch, collator) == [" A fox.</s> Drawn: <|startofimage|></s>"]
+    colors = [tuple(pixel) for pixel in batch["target_pixel_values"][:, :, 0, 0].tolist()]
+    assert colors == [(1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0)]
+    ids = collator.processor.apply_chat_template(messages[:1], tokenize=True, return_dict=True)["input_ids"][0]
+    assert batch["input_ids"][0, : len(ids)].tolist() == ids
+    assert (batch["input_ids"] == 1).sum() == 1
+
+
+def test_packed_records(collator) -> None:
+    start, slot = collator.processor.start_of_image_token_id, collator.processor.image_token_id
+    unit = [start, *[slot] * 4]
+    ids = [20, *unit, 21, EOS, BOS, 22, *unit, EOS]
+    batch = collator([{"input_ids": ids, "images": [picture()] * 2}, {"text": "<image>", "images": [picture()]}])
+    assert batch["document_starts"].tolist() == [0, 8, 0]
+    no = -100
+    expected = [20, start, *[no] * 4, 21, EOS, no, 22, start, *[no] * 4, EOS]
+    assert batch["labels"][0].tolist() == expected
+    given = collator([{"input_ids": ids, "images": [picture()] * 2, "document_starts": [0, 0]}])
+    assert given["document_starts"].tolist() == [0, 0]
+
+
+def test_samples_that_share_a_row(collator) -> None:
+    """Tokens, labels and pictures are those of each alone; each is a document."""
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A fox."},
+    ]
+    alone = [
+        {"text": "<image>ab", "prompt": "<image>a", "images": [picture()]},
+        {"messages": chat, "images": [picture("blue")], "region_masks": [np.ones((70, 80))]},
+        {"text": "<image>", "images": [picture("lime")], "image_loss_mask": [False]},
+    ]
+    batch, singles = collator([{"samples": alone, "id": "row"}]), [collator([one]) for one in alone]
+    for name in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(batch[name], torch.cat([single[name] for single in singles], dim=1)), name
+    assert torch.equal(batch["pixel_values"], torch.cat([single["pixel_values"] for single in singles]))
+    lengths = [single["input_ids"].shape[1] for single in singles]
+    assert batch["document_starts"].tolist() == [0, lengths[0], lengths[0] + lengths[1]]
+    assert batch["image_loss_mask"].tolist() == [True, True, False] and batch["region_masks"].shape[0] == 3
+    with pytest.raises(ValueError, match=f"Sample row has {sum(lengths)} tokens"):
+        DeemDataCollator(collator.processor, max_length=sum(lengths) - 1)([{"samples": alone, "id": "row"}])
+    with pytest.raises(ValueError, match="A batch has one mode.*'image_to_text': 1"):
+        collator([{"samples": [alone[0], {**alone[1], "mode": "image_to_text"}]}])
+    with pytest.raises(ValueError, match="Sample number 0 has none of the keys"):
+        collator([{"samples": [alone[0], {"images": []}]}])
+
+
+def test_modes_set_the_weights(collator) -> None:
+    def weights(*modes: str | None) -> dict:
+        batch = collator([{"text": "<image>a", "images": [picture()], "mode": mode} for mode in modes])
+        return {name: value for name, value in batch.items() if name.endswith("weight")}
+
+    assert weights(None, "interleaved") == {}
+    assert weights("image_to_text", "image_to_text") == {"image_loss_weight": 0.0}
+    assert weights("text_to_image") == {"text_loss_weight": 0.0}
+    with pytest.raises(ValueError, match=r"'interleaved': 1, 'text_to_image': 2.*Group the samples by mode"):
+        weights(None, "text_to_image", "text_to_image")
+    with pytest.raises(ValueError, match="'i2t'; expected one of interleaved, image_to_text, text_to_image"):
+        weights("i2t")
+
+
+def test_masks_and_supervision_per_image(collator) -> None:
+    whole = {"text": "<image>", "images": [picture()]}
+    region = {"text": "<image><image>", "images": [picture()] * 2, "region_masks": [None, np.zeros((70, 80))]}
+    assert "region_masks" not in collator([whole])
+    batch = collator([whole, region, {**whole, "image_loss_mask": [False]}])
+    assert batch["region_masks"].mean(dim=(1, 2, 3)).tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert batch["image_loss_mask"].tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "sample, message",
+    [
+        (
+            {"text": "<image>", "images": []},
+            "Image features and image tokens do not match: sample x7 has 0 images, but 1",
+        ),
+        ({"text": "a", "images": [picture()]}, "Image features and image tokens do not match: sample x7 has 1 images"),
+        ({"text": "ab", "prompt": "b"}, "Sample x7: the prompt 'b' does not begin the text"),
+        ({"images": []}, "Sample x7 has none of the keys text, messages, input_ids and samples"),
+        ({"text": "a", "messages": []}, "Give exactly one"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "Sample x7 has nothing to train"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]},
+            "Image features and image tokens do not match: sample x7 has 1 image parts in its messages and 0 images",
+        ),
+        (
+            {"text": "<image>", "images": [picture()], "region_masks": []},
+            "Sample x7 has 0 entries in region_masks for 1",
+        ),
+        ({"text": "a" * 90}, "Sample x7 has 92 tokens .* max_length is 80"),
+        (
+            {"text": "<image>", "images": [picture()], "region_masks": [np.ones((3, 3))]},
+            "Region mask 0 is 3 x 3 but its image is 70 x 80",
+        ),
+    ],
+)
+def test_bad_samples_are_named(tiny_processor, sample, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeemDataCollator(tiny_processor, max_length=80)([{**sample, "id": "x7"}])
+
+
+def test_tokenizer_must_tell_bos_from_eos(tiny_processor) -> None:
+    tiny_processor.tokenizer.bos_token = "</s>"
+    with pytest.raises(ValueError, match="bos and eos different"):
+        DeemDataCollator(tiny_processor)
+
+
+def test_samples_stay_unchanged(collator) -> None:
+    messages = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]
+    samples = [
+        {"messages": messages, "images": [picture()]},
+        {"text": "<image>a", "images": [picture()], "region_masks": [np.ones((70, 80))]},
+        {"input_ids": [BOS, 20, EOS]},
+    ]
+    before = copy.deepcopy(samples)
+    collator(samples)
+    assert (samples[1].pop("region_masks")[0] == before[1].pop("region_masks")[0]).all()
+    assert samples == before
+
+
+def test_targets_can_be_left_out(tiny_processor) -> None:
+    batch = DeemDataCollator(tiny_processor, return_targets=False)([{"text": "<image>", "images": [picture()]}])
+    assert "target_pixel_values" not in batch
+
+
+def test_example_in_the_docstring_is_true(tiny_processor) -> None:
+    code, printed = [], []
+    example = re.search(r"```python\n(.*?)```", DeemDataCollator.__doc__, re.DOTALL).group(1)
+    for line in (line[4:] for line in example.splitlines()):
+        (code if line.startswith((">>> ", "... ")) else printed).append(line.removeprefix(">>> ").removeprefix("... "))
+    lines: list[str] = []
+    names = {
+        "processor": tiny_processor,
+        "DeemDataCollator": DeemDataCollator,
+        "red": picture("red"),
+        "blue": picture("blue"),
+        "print": lambda *values: lines.extend(" ".join(map(str, values)).splitlines()),
+    }
+    exec("\n".join(code), names)  # the example is ours
+    assert [line.rstrip() for line in lines] == [line.rstrip() for line in printed if line.strip()]

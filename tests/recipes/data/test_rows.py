@@ -1,0 +1,120 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Rows of chats in every file form: the same samples, with several data workers, whatever the form of their turns."""
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from recipes.data.formats import READERS, find_files
+from recipes.data.readers.reader import DataError, DataReport
+from recipes.data.sources import DataArguments, build_dataset
+from recipes.data.stream.shuffling import RecordStream
+
+
+def png(color: str) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(data, "PNG")
+    return data.getvalue()
+
+
+def chat(question: str, answer: str, parts: bool) -> list[dict]:
+    if not parts:
+        return [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": answer}]
+    said = [{"type": "image"}, {"type": "text", "text": question}]
+    return [
+        {"role": "user", "content": said},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+
+
+def read(path: Path) -> tuple[list[list[str]], dict]:
+    family, files = find_files(str(path))
+    reader, report = READERS[family](files), DataReport()
+    records = [record for _, record in RecordStream(reader, report, seed=0)]
+    spoken = [
+        ["".join(part.get("text", "<image>") for part in message["content"]) for message in record["messages"]]
+        for record in records
+    ]
+    return spoken, report.to_dict()[reader.name]["skipped"]
+
+
+def write_jsonl(folder: Path, lines: list[str]) -> Path:
+    folder.mkdir()
+    (folder / "red.png").write_bytes(png("red"))
+    (folder / "chats.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "chats.jsonl"
+
+
+def test_turns_of_both_forms_in_one_file(tmp_path) -> None:
+    rows = [{"messages": chat("What?", "Yes", number > 2), "images": ["red.png"]} for number in range(6)]
+    spoken, skipped = read(write_jsonl(tmp_path / "chats", list(map(json.dumps, rows))))
+    assert spoken == [["<image>What?", "Yes"]] * 6 and not skipped
+
+
+def test_parts_alone_and_a_broken_line(tmp_path) -> None:
+    lines = [json.dumps({"messages": chat(f"{n}?", "Yes", True), "images": ["red.png"]}) for n in range(54)]
+    lines[3] = lines[3][:30]
+    spoken, skipped = read(write_jsonl(tmp_path / "chats", lines))
+    assert spoken == [[f"<image>{n}?", "Yes"] for n in range(54) if n != 3]
+    assert {reason: fault["count"] for reason, fault in skipped.items()} == {"broken json": 1}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"role": "assistant", "content": "Yes"}],
+        [{"role": "user", "content": "<image>What?"}],
+        [
+            {"role": "user", "content": "<image>"},
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": "a"},
+        ],
+    ],
+)
+def test_chats_that_cannot_be_learned_are_counted(tmp_path, messages) -> None:
+    rows = [
+        {"messages": messages, "images": ["red.png"]},
+        {"messages": chat("What?", "Yes", True), "images": ["red.png"]},
+    ]
+    spoken, skipped = read(write_jsonl(tmp_path / "chats", list(map(json.dumps, rows))))
+    assert spoken == [["<image>What?", "Yes"]] and sum(fault["count"] for fault in skipped.values()) == 1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl"])
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_every_data_worker_reads_its_own_rows(tmp_path, tiny_processor, kind: str, workers: int) -> None:
+    """`datasets` shares rows out among data workers by itself; the readers do so already."""
+    colors = [{"bytes": png("red"), "path": None}] * 13
+    rows = [chat(f"{n}?", "Yes", False) for n in range(13)]
+    if kind == "jsonl":
+        lines = [json.dumps({"messages": row, "images": ["red.png"]}) for row in rows]
+        path = write_jsonl(tmp_path / "chats", lines)
+    else:
+        features = datasets.Features(
+            messages=[{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+            images=datasets.List(datasets.Image()),
+        )
+        dataset = datasets.Dataset.from_dict({"messages": rows, "images": [[c] for c in colors]}, features=features)
+        path = tmp_path / f"chats.{kind}"
+        if kind == "parquet":
+            dataset.to_parquet(path)
+        else:
+            dataset.save_to_disk(tmp_path / "disk")
+            (tmp_path / "disk" / "data-00000-of-00001.arrow").rename(path)
+    data = DataArguments(data=[str(path)], pack_length=0, shuffle_buffer=0, data_stopping="sum")
+    dataset = build_dataset(data, tiny_processor, 1, 0)[0]
+    loader = DataLoader(dataset, batch_size=1, num_workers=workers, collate_fn=lambda samples: samples[0]["id"])
+    seen = [name for name, _ in zip(loader, range(13), strict=False)]
+    assert len(set(seen)) > 9
+
+
+def test_rows_that_cannot_be_read_at_all_say_why(tmp_path) -> None:
+    (tmp_path / "chats.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataError, match="No row of .* can be read: unreadable data file: chats.parquet"):
+        read(tmp_path / "chats.parquet")
