@@ -13,13 +13,17 @@ Medians of 5 alternating runs. Run it on an idle machine.
 import argparse
 import io
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for conftest
+
 import numpy as np
 import torch
+from conftest import build_tokenizer
 from PIL import Image
 from step import build
 from transformers import ConvNextImageProcessorPil
