@@ -6,15 +6,12 @@ Letters: G groups (sequences, or images to draw), L queries per group, n images 
 V levels, H heads, K points per level, S cells of all levels, E feature width, c value channels per head.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
 import torch
 import torch.nn.functional as F
-import torch.utils._pytree as pytree
 from torch import nn
-from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from .image_states_deem import DeemImageStates
 
 
 def parameter_of(module: nn.Module, name: str) -> torch.Tensor:
@@ -168,149 +165,6 @@ class DeemFeatureSynchronizer(nn.Module):
         return tuple(F.linear(positions, parameter_of(prediction, "weight")) for prediction in predictions)
 
 
-class DeemBlocks:
-    """The image attention of each layer, by layer number, as a value that nobody walks into, copies or exports."""
-
-    __slots__ = ("modules",)
-
-    def __init__(self, modules: nn.ModuleDict):
-        self.modules = modules
-
-    def __deepcopy__(self, memo: dict) -> "DeemBlocks":
-        return self
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, DeemBlocks) and self.modules is other.modules
-
-    def __hash__(self) -> int:
-        return id(self.modules)
-
-
-@dataclass
-class DeemImageStates:
-    """What the language model's image attention needs of the images of a batch.
-
-    Attributes:
-        features: (N, S, E), the attended pyramid levels of every image, flattened and concatenated.
-        sides: (height, width) of these levels.
-        index: int64 (B, n), which of the N images is the k-th of each row (0 where a row has fewer); None where each
-            row has one image, its own.
-        visible: bool (B, T, n), which images each token sees.
-        blocks: the image attention of each layer, by layer number; looked up at every forward so that wrapped
-            modules (adapters) take part.
-        values: projected values (B, n, H, c, S) per layer, kept while generating so that images are projected once.
-        tables: the synchronizer's position tables per layer, kept likewise.
-        keep_values: whether to fill both.
-        prompt_length: tokens of the prompt that `visible` was made from, when the sequence grows from there.
-        prompt_visible: bool (B, T, n), what every token since the start of the sequence sees.
-    """
-
-    features: torch.Tensor
-    sides: list[tuple[int, int]]
-    index: torch.Tensor | None
-    visible: torch.Tensor
-    blocks: DeemBlocks | None = None
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-    tables: dict[int, list[torch.Tensor]] = field(default_factory=dict)
-    keep_values: bool = False
-    prompt_length: int = 0
-    prompt_visible: torch.Tensor | None = None
-
-    def after(self, length: int) -> "DeemImageStates":
-        """The states of `length` more tokens behind these: they see what the last one saw."""
-        return replace(self, visible=self.visible[:, -1:].expand(-1, length, -1))
-
-    def behind(self, length: int, is_bos: torch.Tensor) -> "DeemImageStates":
-        """The states of new tokens behind the first `length` tokens of the sequence, as if all were read at once.
-
-        Args:
-            is_bos: bool (B, T), over the new tokens; from one on, the earlier images are out of sight.
-        """
-        states, rows = self, len(self.prompt_visible)
-        if len(is_bos) != rows:  # a cache whose rows were repeated
-            times, rest = divmod(len(is_bos), rows)
-            if rest:
-                raise ValueError(
-                    f"{len(is_bos)} sequences behind a cache of {rows}. Give one per sequence in the cache."
-                )
-            values = {key: value.repeat_interleave(times, dim=0) for key, value in self.values.items()}
-            index, seen = (each.repeat_interleave(times, dim=0) for each in (self.index, self.prompt_visible))
-            states = replace(self, index=index, prompt_visible=seen, values=values)
-        seen = states.prompt_visible[:, :length]
-        later = seen[:, -1:].expand(-1, length - seen.shape[1], -1)
-        visible = seen[:, -1:] & (is_bos.cumsum(1) == 0)[..., None]  # [B, T, n]
-        return replace(states, visible=visible, prompt_visible=torch.cat([seen, later, visible], dim=1))
-
-    def join(self, new: "DeemImageStates") -> "DeemImageStates":
-        """These states and those of the images among the new tokens, in order of appearance."""
-        if self.sides != new.sides:
-            raise ValueError(
-                f"The new images' feature maps are {new.sides}, those of the images in the cache {self.sides}. Use "
-                "pictures of one size in a sequence."
-            )
-        before = self.prompt_visible.shape[1] - new.visible.shape[1]
-        earlier = new.visible.new_zeros(len(new.visible), before, new.visible.shape[-1])
-        return replace(
-            new,
-            features=torch.cat([self.features, new.features]),
-            index=torch.cat([self.index, new.index + len(self.features)], dim=1),
-            visible=torch.cat([self.visible, new.visible], dim=-1),
-            prompt_visible=torch.cat([self.prompt_visible, torch.cat([earlier, new.visible], dim=1)], dim=-1),
-        )
-
-    def get_values(self, key: int, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Projected values (B, n, H, c, S) of block `key`; `project` maps features (N, S, E) to (N, H, c, S)."""
-        if key in self.values:
-            return self.values[key]
-        values = project(self.features)
-        values = values[:, None] if self.index is None else values[self.index]
-        if self.keep_values:
-            self.values[key] = values
-        return values
-
-
-_TENSORS = ("features", "index", "visible", "prompt_visible", "values", "tables")
-
-
-def _flatten(states: DeemImageStates) -> tuple[list, tuple]:
-    fixed = (tuple(states.sides), states.keep_values, states.prompt_length, states.blocks)
-    return [getattr(states, name) for name in _TENSORS], fixed
-
-
-def _flatten_with_names(states: DeemImageStates) -> tuple[list, tuple]:
-    tensors, fixed = _flatten(states)
-    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(_TENSORS, tensors, strict=True)], fixed
-
-
-def _unflatten(tensors, fixed: tuple) -> DeemImageStates:
-    sides, keep_values, prompt_length, blocks = fixed
-    names = dict(zip(_TENSORS, tensors, strict=True))
-    return DeemImageStates(
-        sides=list(sides), keep_values=keep_values, prompt_length=prompt_length, blocks=blocks, **names
-    )
-
-
-# For torch.export, which takes as inputs only what it knows how to take apart.
-pytree.register_pytree_node(
-    DeemImageStates,
-    _flatten,
-    _unflatten,
-    serialized_type_name=f"{__name__}.DeemImageStates",
-    to_dumpable_context=lambda fixed: fixed[:3],
-    from_dumpable_context=lambda fixed: (tuple(map(tuple, fixed[0])), *fixed[1:], None),
-    flatten_with_keys_fn=_flatten_with_names,
-)
-
-
-def leave_with_cache(cache: Cache | None, states: DeemImageStates) -> None:
-    """Keep the states where the keys and values of the same tokens are, for those who go on from there without images.
-
-    Without the modules, so that a copy of the cache copies none.
-    """
-    if cache is not None and not torch.compiler.is_compiling():
-        cache.image_states = replace(states, blocks=None)
-
-
 class DeemImageAttention(nn.Module):
     """Gated residual from language tokens to image features: `tanh(gate) * synchronizer(norm(h), norm(features))`.
 
@@ -322,7 +176,7 @@ class DeemImageAttention(nn.Module):
         super().__init__()
         text_config = config.text_config
         eps = getattr(text_config, "rms_norm_eps", None) or getattr(text_config, "layer_norm_eps", 1e-6)
-        self.layer_idx = layer_idx
+        self.layer_key = str(layer_idx)
         self.gate = nn.Parameter(torch.zeros(1))
         self.query_norm = LlamaRMSNorm(text_config.hidden_size, eps=eps)
         self.feature_norm = LlamaRMSNorm(config.feature_size, eps=eps)
@@ -342,13 +196,13 @@ class DeemImageAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, states: DeemImageStates) -> torch.Tensor:
         """hidden_states (B, T, D) -> residual (B, T, D)."""
         values = states.get_values(
-            self.layer_idx, lambda features: self.synchronizer.project_values(self.feature_norm(features))
+            self.layer_key, lambda features: self.synchronizer.project_values(self.feature_norm(features))
         )
-        tables = states.tables.setdefault(self.layer_idx, []) if states.keep_values else None
+        tables = states.get_tables(self.layer_key)
         center = hidden_states.new_full((hidden_states.shape[1], 2), 0.5, dtype=torch.float32)
         queries = self.query_norm(hidden_states)
         residual = self.synchronizer(queries, values, states.sides, states.visible, center, tables)
         return torch.tanh(self.gate) * residual
 
 
-__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "DeemImageStates", "leave_with_cache", "parameter_of"]
+__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "parameter_of"]

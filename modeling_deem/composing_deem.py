@@ -22,7 +22,7 @@ from transformers import logging as transformers_logging
 
 from .configuration_deem import DeemConfig, DeemImageDecoderConfig
 from .scheduling_deem import build_scheduler, training_config
-from .text_deem import attention_output_name, embedding_name
+from .text_deem import embedding_name, layer_shape
 from .vision_deem import is_staged, pyramid_sides
 
 # In the order in which they enter the vocabulary (spec section 1, "Special tokens").
@@ -260,7 +260,7 @@ class ComposeMixin:
         """
         encoder = load_encoder(vision)
         language_model = AutoModelForCausalLM.from_pretrained(text)
-        attention_output_name(language_model.config)  # raises for families that do not fit
+        layer_shape(language_model.config)  # raises for families that do not fit
         pipeline = DiffusionPipeline.from_pretrained(diffusion)
         known = AutoTokenizer.from_pretrained(text)
         tokenizer = add_tokens(AutoTokenizer.from_pretrained(text)) if tokenizer is None else tokenizer

@@ -16,7 +16,8 @@ from diffusers import (
 )
 from torch import nn
 
-from .attention_deem import DeemFeatureSynchronizer, DeemImageStates
+from .attention_deem import DeemFeatureSynchronizer
+from .image_states_deem import DeemImageStates
 from .vision_deem import resize_positions, sincos_positions_2d
 
 
@@ -31,7 +32,7 @@ class DeemFusionBlock(nn.Module):
 
     def __init__(self, config, block_idx: int, channels: int, side: int):
         super().__init__()
-        self.block_idx, self.channels, self.side, self.table_side = block_idx, channels, side, config.latent_side
+        self.block_key, self.channels, self.side, self.table_side = str(block_idx), channels, side, config.latent_side
         self.query_norm = nn.LayerNorm(channels, eps=1e-6)
         self.feature_norm = nn.LayerNorm(config.feature_size, eps=1e-6)
         self.synchronizer = DeemFeatureSynchronizer(
@@ -65,7 +66,7 @@ class DeemFusionBlock(nn.Module):
         reference = torch.stack([centers.repeat(side), centers.repeat_interleave(side)], dim=-1)  # [s*s, 2] as (x, y)
 
         values = states.get_values(
-            self.block_idx,
+            self.block_key,
             lambda features: self.synchronizer.project_values(self.feature_norm(features.to(sample.dtype))),
         )
         residual = self.synchronizer(queries, values, states.sides, states.visible, reference)

@@ -6,131 +6,24 @@ what the tokens have lost. Letters: N images, Q tokens per image, P token width,
 L context length, s latent side, H picture side.
 """
 
-import contextlib
 import copy
 import inspect
-import sys
-from collections.abc import Iterator
+from dataclasses import replace
 
 import diffusers
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from .attention_deem import DeemImageStates, parameter_of
+from .attention_deem import parameter_of
 from .base_deem import DeemPreTrainedModel, mark_upstream
 from .configuration_deem import DeemImageDecoderConfig
 from .denoiser_deem import DeemFeatureFusion, build_denoiser
+from .image_states_deem import DeemImageStates, is_supervised, no_features, own_features
 from .losses_deem import region_mean, supervised_mean
 from .perceiver_deem import DeemPerceiver
 from .scheduling_deem import add_noise, build_scheduler, exchange_scheduler, prediction_type
 from .vision_deem import resize_region_masks, sincos_positions_1d
-
-
-def own_features(
-    image_features: tuple[torch.Tensor, ...], region_masks: torch.Tensor | None = None, resize: str = "bilinear"
-) -> DeemImageStates:
-    """Each of N images sees its own feature pyramid (N, E, side, side), zero outside its region."""
-    if region_masks is not None:
-        image_features = [
-            level * resize_region_masks(region_masks, level.shape[-2:], resize).to(level.dtype)
-            for level in image_features
-        ]
-    count, device = image_features[0].shape[0], image_features[0].device
-    return DeemImageStates(
-        features=flatten_features(image_features),
-        sides=[tuple(level.shape[-2:]) for level in image_features],
-        index=None,
-        visible=torch.ones(count, 1, dtype=torch.bool, device=device),
-    )
-
-
-def no_features(count: int, like: torch.Tensor) -> DeemImageStates:
-    """Nothing to look into: the fusion blocks give their constant, as where an image has no predecessor."""
-    index = torch.zeros(count, 0, dtype=torch.long, device=like.device)
-    features = like.new_zeros(0, 0, like.shape[-1])
-    return DeemImageStates(features=features, sides=[], index=index, visible=index.bool())
-
-
-def previous_features(
-    image_features: tuple[torch.Tensor, ...],
-    image_positions: tuple[torch.Tensor, torch.Tensor],
-    drawn_positions: tuple[torch.Tensor, torch.Tensor],
-    document_starts: torch.Tensor,
-    num_previous_images: int,
-) -> DeemImageStates:
-    """Each image to draw sees the pyramids of the images just before it in its document (spec section 7).
-
-    Args:
-        image_features: V maps (N, E, side, side) of all images given.
-        image_positions: rows and columns, int64 (N,) each, of the given images' start-of-image tokens, in order.
-        drawn_positions: the same for the G images to draw.
-        document_starts: int64 (G,), the column where each drawn image's document starts.
-    """
-    (rows, columns), (drawn_rows, drawn_columns) = image_positions, drawn_positions
-    length = int(max(columns.max(), drawn_columns.max())) + 1
-    before = torch.searchsorted(rows * length + columns, drawn_rows * length + drawn_columns)  # images before it
-    steps = torch.arange(num_previous_images, 0, -1, device=rows.device)  # oldest first
-    index = before[:, None] - steps  # [G, m]
-    valid = index >= 0
-    index = index.clamp(min=0)
-    valid = valid & (rows[index] == drawn_rows[:, None]) & (columns[index] >= document_starts[:, None])
-    return DeemImageStates(
-        features=flatten_features(image_features),
-        sides=[tuple(level.shape[-2:]) for level in image_features],
-        index=index,
-        visible=valid,
-    )
-
-
-def flatten_features(image_features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """V maps (N, E, side, side) -> (N, S, E), levels one after another, each row by row."""
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in image_features], dim=1)
-
-
-def gather_contexts(
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    document_starts: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states from each image's document start to its start-of-image token, reversed in time (spec section 7).
-
-    Args:
-        hidden_states: (B, T, D); attention_mask: (B, T), 0 at padding, or None.
-        rows, columns, document_starts: int64 (N,).
-
-    Returns:
-        contexts (N, L, D), the start-of-image token first; mask bool (N, L).
-    """
-    longest = int((columns - document_starts).max()) + 1
-    source = columns[:, None] - torch.arange(longest, device=columns.device)  # [N, L]
-    mask = source >= document_starts[:, None]
-    source = source.clamp(min=0)
-    if attention_mask is not None:
-        mask = mask & attention_mask.bool()[rows[:, None], source]
-    contexts = hidden_states[rows[:, None], source] * mask[..., None].to(hidden_states.dtype)
-    return contexts, mask
-
-
-@contextlib.contextmanager
-def given_step_noise(scheduler: diffusers.SchedulerMixin, noise: torch.Tensor) -> Iterator[None]:
-    """Within it, `scheduler.step` adds `noise` instead of drawing: its arguments take a generator, but no tensor.
-
-    Not for use from several threads at once.
-    """
-    modules = [sys.modules[parent.__module__] for parent in type(scheduler).__mro__]
-    drawing = {module: module.randn_tensor for module in modules if hasattr(module, "randn_tensor")}
-    if not drawing:
-        raise ValueError(f"{type(scheduler).__name__} adds no noise while sampling: leave out step_noise.")
-    for module in drawing:
-        module.randn_tensor = lambda *args, **kwargs: noise
-    try:
-        yield
-    finally:
-        for module, draw in drawing.items():
-            module.randn_tensor = draw
 
 
 class DeemImageDecoder(DeemPreTrainedModel):
@@ -256,12 +149,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
     def no_features(self, count: int) -> DeemImageStates:
         """Nothing to look into, for `count` images."""
-        return no_features(count, parameter_of(self, "null_condition").new_zeros(self.config.feature_size or 0))
-
-    @staticmethod
-    def has_context(context_mask: torch.Tensor) -> torch.Tensor:
-        """bool (N,): is there more to draw from than a bos and the start-of-image token? From the mask (N, L)."""
-        return context_mask.sum(1) > 2
+        return no_features(count, like=parameter_of(self, "null_condition").new_zeros(self.config.feature_size or 0))
 
     # ---- losses ------------------------------------------------------------------------------------------------
 
@@ -393,9 +281,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
             drop_condition[:, None, None], parameter_of(self, "null_condition").to(condition.dtype), condition
         )
         errors = self.error_map(latents, condition, states, timesteps, noise)
-        supervised = self.has_context(context_mask)
-        if image_loss_mask is not None:
-            supervised = supervised & image_loss_mask.bool()
+        supervised = is_supervised(context_mask, image_loss_mask)
         return supervised_mean(errors, supervised, self.config.image_loss_reduction)
 
     # ---- sampling ----------------------------------------------------------------------------------------------
@@ -410,7 +296,6 @@ class DeemImageDecoder(DeemPreTrainedModel):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         scheduler: diffusers.SchedulerMixin | None = None,
-        step_noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Pictures (N, 3, H, H) in [0, 1], denoised from noise under `condition` (N, Q, C).
 
@@ -421,8 +306,6 @@ class DeemImageDecoder(DeemPreTrainedModel):
                 neighbors.
             latents: initial noise (N, 4, s, s) of variance 1.
             scheduler: any diffusers scheduler with the same noise, see `make_scheduler`; the model's own otherwise.
-            step_noise: what ancestral schedulers add at each step, (num_inference_steps, N, 4, s, s) of variance 1, to
-                repeat a computation; drawn from `generator` otherwise.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -442,11 +325,6 @@ class DeemImageDecoder(DeemPreTrainedModel):
                 f"{trained!r}. Make it by image_decoder.make_scheduler(name)."
             )
         scheduler.set_timesteps(steps, device=condition.device)
-        if step_noise is not None and len(step_noise) != len(scheduler.timesteps):
-            raise ValueError(
-                f"step_noise holds {len(step_noise)} steps, but {steps} inference steps make "
-                f"{len(scheduler.timesteps)} scheduler steps. Give one tensor per step."
-            )
         side, channels = self.config.latent_side, self.denoiser.config.in_channels
         if latents is None:
             shape = (condition.shape[0], channels, side, side)
@@ -464,11 +342,11 @@ class DeemImageDecoder(DeemPreTrainedModel):
         if guided:
             index, visible = index.repeat(2, 1), visible.repeat(2, 1)
         # Features are projected once for all steps.
-        states = DeemImageStates(states.features, states.sides, index, visible, keep_values=True)
+        states = replace(states, visible=visible, index=index, kept_values={}, kept_tables={})
 
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
-        for step, timestep in enumerate(scheduler.timesteps):
+        for timestep in scheduler.timesteps:
             noisy = torch.cat([latents, latents]) if guided else latents
             if hasattr(scheduler, "scale_model_input"):
                 noisy = scheduler.scale_model_input(noisy, timestep)
@@ -476,17 +354,8 @@ class DeemImageDecoder(DeemPreTrainedModel):
             if guided:
                 without, within = prediction.chunk(2)
                 prediction = without + scale * (within - without)
-            given = contextlib.nullcontext() if step_noise is None else given_step_noise(scheduler, step_noise[step])
-            with given:
-                latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+            latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
         return self.decode(latents)
 
 
-__all__ = [
-    "DeemImageDecoder",
-    "flatten_features",
-    "gather_contexts",
-    "no_features",
-    "own_features",
-    "previous_features",
-]
+__all__ = ["DeemImageDecoder"]

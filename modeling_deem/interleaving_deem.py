@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from transformers import LogitsProcessor
 
-from .text_deem import last_document_start
+from .image_states_deem import last_document_start
 
 
 @dataclasses.dataclass
@@ -40,7 +40,7 @@ class _Row:
     pixel_values: torch.Tensor | None  # [n, 3, h, w]
     document_start: int
     generator: torch.Generator | None
-    draws: dict[str, Sequence[torch.Tensor]]  # given noise, one entry per picture
+    latents: Sequence[torch.Tensor] | None  # initial noise, one per image to draw
     drawing: bool
     pieces: list[torch.Tensor] = dataclasses.field(default_factory=list)
     pictures: int = 0
@@ -98,7 +98,6 @@ class InterleavingMixin:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         scheduler: SchedulerMixin | None = None,
         latents: Sequence[Sequence[torch.Tensor]] | None = None,
-        step_noise: Sequence[Sequence[torch.Tensor]] | None = None,
         **text_options,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yields `(row, piece)` as the pieces come: a text, the picture it asked for, text again, until eos.
@@ -121,15 +120,13 @@ class InterleavingMixin:
             num_inference_steps, guidance_scale, scheduler: as in `generate_images`.
             generator: a list of one per row makes each row repeatable, text sampling included, whatever its
                 neighbors; one generator serves all rows in turn.
-            latents, step_noise: for each row, a list of one per picture, as in `generate_images`, to repeat a
-                computation.
+            latents: for each row, a list of initial noise, one per image, as in `generate_images`.
             text_options: of `generate`, for each text.
 
         Returns:
             As the generator's return value, and from `generate_interleaved`: `DeemInterleavedOutput`.
         """
-        given = {name: value for name, value in (("latents", latents), ("step_noise", step_noise)) if value}
-        rows = self._split_rows(input_ids, attention_mask, pixel_values, generator, given)
+        rows = self._split_rows(input_ids, attention_mask, pixel_values, generator, latents)
         draw_options = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
@@ -153,12 +150,13 @@ class InterleavingMixin:
         attention_mask: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         generator: torch.Generator | Sequence[torch.Generator] | None,
-        draws: dict[str, Sequence[Sequence[torch.Tensor]]],
+        latents: Sequence[Sequence[torch.Tensor]] | None,
     ) -> list[_Row]:
         """The batch as rows of their own, without padding, each with its own images."""
         config, batch = self.config, len(input_ids)
         generators = list(generator) if isinstance(generator, Sequence) else [generator] * batch
-        for name, given in (("generator", generators), *draws.items()):
+        latents = list(latents) if latents else [None] * batch
+        for name, given in (("generator", generators), ("latents", latents)):
             if len(given) != batch:
                 raise ValueError(f"{name} has {len(given)} entries for {batch} rows. Give one per row.")
         counts = (input_ids == config.image_token_id).sum(1) // config.num_image_tokens
@@ -174,9 +172,8 @@ class InterleavingMixin:
         for index, (ids, keep) in enumerate(zip(input_ids, mask.bool(), strict=True)):
             ids = ids[keep]
             start = last_document_start(ids[None] == config.bos_token_id)[0, -1].clamp(min=0)
-            own_draws = {name: given[index] for name, given in draws.items()}
             drawing = bool(ids[-1] == config.start_of_image_token_id)
-            rows.append(_Row(index, ids, own_images[index], int(start), generators[index], own_draws, drawing))
+            rows.append(_Row(index, ids, own_images[index], int(start), generators[index], latents[index], drawing))
         return rows
 
     def _join_rows(self, rows: list[_Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -241,17 +238,16 @@ class InterleavingMixin:
         padding = ids.shape[1] - torch.tensor([len(row.ids) for row in rows], device=ids.device)
         starts = padding + torch.tensor([row.document_start for row in rows], device=ids.device)
         generators = [row.generator for row in rows]
-        given = {}
-        for name, axis in (("latents", 0), ("step_noise", 1)):
-            if name in rows[0].draws:
-                given[name] = torch.cat([row.draws[name][row.pictures] for row in rows], dim=axis)
+        latents = None
+        if rows[0].latents is not None:
+            latents = torch.cat([row.latents[row.pictures] for row in rows])
         pictures = self.generate_images(
             ids,
             mask,
             pixel_values,
             generator=None if generators[0] is None else generators,
             document_starts=starts,
-            **given,
+            latents=latents,
             **options,
         )
         as_bytes = list((pictures * 255).round().to(torch.uint8).cpu().numpy())

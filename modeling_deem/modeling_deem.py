@@ -1,30 +1,37 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """DEEM: a language model that reads and draws images, and whose image encoder is corrected by its own drawings.
 
-Letters: B sequences, T tokens, N images of the batch, Q image tokens per image, P perceiver width, E feature width,
-D language width, V vocabulary.
+Letters: B sequences, T tokens, N images of the batch, n images per sequence at most, Q image tokens per image, P
+perceiver width, E feature width, D language width, V vocabulary.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple
 
-from .attention_deem import DeemBlocks, DeemImageAttention, DeemImageStates, leave_with_cache
+from .attention_deem import DeemImageAttention
 from .base_deem import DeemPreTrainedModel
 from .composing_deem import ComposeMixin
 from .configuration_deem import DeemConfig
 from .generation_deem import DeemGenerationMixin
-from .image_decoder_deem import DeemImageDecoder, flatten_features
+from .image_decoder_deem import DeemImageDecoder
+from .image_states_deem import (
+    DeemImageStates,
+    ImagePlaces,
+    flatten_features,
+    gather_contexts,
+    locate_images,
+    no_features,
+    previous_features,
+)
 from .losses_deem import text_loss
 from .perceiver_deem import DeemPerceiver
-from .text_deem import build_language_model, embedding_name, locate_images
+from .text_deem import build_language_model, embedding_name
 from .vision_deem import DeemVisionTower
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -32,14 +39,14 @@ class DeemImageOutput(ModelOutput):
     """
     Attributes:
         pooler_output: (N, Q, D), image tokens at language width; what fills the placeholders.
-        deepstack_features: pyramid maps (N, E, side, side) with positions, fine to coarse.
+        image_features: the pyramid, maps (N, E, side, side) with positions, fine to coarse.
         image_tokens: (N, Q, P), image tokens as the perceiver gave them; what the consistency loss conditions on.
         last_hidden_state, hidden_states, attentions: the vision encoder's own.
     """
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
-    deepstack_features: tuple[torch.Tensor, ...] | None = None
+    image_features: tuple[torch.Tensor, ...] | None = None
     image_tokens: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -50,7 +57,7 @@ class DeemModelOutput(BaseModelOutputWithPast):
     """
     Attributes:
         image_output: what `get_image_features` gave, if there were images.
-        image_states: what the image attention saw; generation carries it from step to step.
+        image_states: which tokens see which images; whoever goes on behind the cache gives it again.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -86,13 +93,10 @@ class DeemModel(DeemPreTrainedModel):
         self.perceiver = DeemPerceiver(config.perceiver_config)
         self.projector = nn.Linear(config.perceiver_config.hidden_size, hidden_size)
         self.projector._init_std = 1e-3
-        self.language_model = build_language_model(config.text_config)
-        self.image_attention = nn.ModuleDict(
-            {
-                str(idx): DeemImageAttention(config, idx)
-                for idx in range(0, config.text_config.num_hidden_layers, config.image_attention_interval)
-            }
-        )
+        layers = range(0, config.text_config.num_hidden_layers, config.image_attention_interval)
+        image_attention = nn.ModuleDict({str(idx): DeemImageAttention(config, idx) for idx in layers})
+        self.language_model = build_language_model(config.text_config, image_attention)
+        self.image_attention = image_attention
         self.start_of_image = nn.Parameter(torch.zeros(1, hidden_size))
         self.post_init()
         self.freeze_fixed_parts()
@@ -122,7 +126,7 @@ class DeemModel(DeemPreTrainedModel):
         return DeemImageOutput(
             last_hidden_state=vision.last_hidden_state,
             pooler_output=self.projector(image_tokens),  # [N, Q, D]
-            deepstack_features=vision.image_features,
+            image_features=vision.image_features,
             image_tokens=image_tokens,
             hidden_states=vision.hidden_states,
             attentions=vision.attentions,
@@ -175,9 +179,8 @@ class DeemModel(DeemPreTrainedModel):
             pixel_values: (N, 3, h, w), in the order of their tokens in the batch.
             region_masks: (N, 1, h, w) in {0, 1}; None for whole images.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, instead of pixel_values.
-            image_states: from an earlier forward of the same sequences, when only new tokens are given. With images
-                in the new tokens: of all images and for the new tokens. Left out, they are those that an earlier
-                forward left with the cache.
+            image_states: behind a cache, those of the forward that filled it; with images among the new tokens, those
+                of the whole sequence (`get_image_states` of all its images and tokens).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -192,35 +195,29 @@ class DeemModel(DeemPreTrainedModel):
         images = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
             images = self.get_image_features(pixel_values, region_masks, return_dict=True)
+        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if not torch.compiler.is_compiling():
+            self.check_images_are_given(images, image_states, is_image, read)
         if images is not None:
             tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
             inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
-        elif image_states is None and not torch.compiler.is_compiling() and is_image.any():
-            logger.warning_once(
-                "The text holds image tokens, but no images were given: they are read as plain tokens."
-            )
         inputs_embeds = torch.where(is_start[..., None], inputs_embeds + self.start_of_image, inputs_embeds)
 
         # Text: every k-th layer also looks into the pyramids of the images seen so far.
-        is_given = image_states is not None
-        if not is_given:
+        start = 0 if image_states is None else read
+        if image_states is None:
             is_bos = self.find_token(self.config.bos_token_id, input_ids, inputs_embeds)
-            image_states = self.get_image_states(images, is_image, is_bos, past_key_values)
-        elif images is None:
-            image_states = image_states.after(inputs_embeds.shape[1])
-        image_states.blocks = DeemBlocks(self.image_attention)
-        image_states.keep_values = past_key_values is not None and not self.training
+            image_states = self.get_image_states(images, is_image, is_bos)
+        keep = past_key_values is not None and not self.training
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            image_states=image_states,
+            image_states=image_states.of_tokens(start, inputs_embeds.shape[1], keep),
             return_dict=True,
             **kwargs,
         )
-        if not is_given:
-            leave_with_cache(outputs.past_key_values, image_states)
         return DeemModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -231,44 +228,59 @@ class DeemModel(DeemPreTrainedModel):
             image_states=image_states,
         )
 
+    def check_images_are_given(
+        self, images: DeemImageOutput | None, states: DeemImageStates | None, is_image: torch.Tensor, read: int
+    ) -> None:
+        """Refuse what would leave images out of sight: `read` tokens in the cache, image tokens bool (B, T) behind it.
+
+        Raises:
+            ValueError: image tokens without images, a cache whose images are not known, or images that the states do
+                not know.
+        """
+        if states is not None and len(states.visible) != len(is_image):
+            raise ValueError(
+                f"{len(is_image)} sequences, but image_states of {len(states.visible)}. Give the states of these sequences "
+                "(image_states.repeat(times) for several answers to each)."
+            )
+        if images is None and states is None and read:
+            raise ValueError(
+                f"The cache holds {read} tokens, but which images they see is not known. Give the image_states of the "
+                "output that came with the cache (image_states=outputs.image_states), or to generate the whole sequence "
+                "and all its images."
+            )
+        if images is None and states is None and is_image.any():
+            raise ValueError(
+                f"Image features and image tokens do not match, tokens: {int(is_image.sum())}, features: 0. Give the images "
+                "of the text (pixel_values)."
+            )
+        if (
+            images is not None
+            and read
+            and (states is None or is_image[:, max(states.visible.shape[1] - read, 0) :].any())
+        ):
+            raise ValueError(
+                f"Images among tokens behind a cache of {read} tokens need the image_states of the whole sequence: give "
+                "generate the whole sequence and all its images, or call get_image_states with them."
+            )
+
     def get_image_states(
-        self,
-        images: DeemImageOutput | None,
-        is_image: torch.Tensor,
-        is_bos: torch.Tensor,
-        cache: Cache | None = None,
+        self, images: DeemImageOutput | None, is_image: torch.Tensor, is_bos: torch.Tensor
     ) -> DeemImageStates:
-        """The attended pyramid levels of all images, and which token sees which image.
+        """Return the attended pyramid levels of all images of a sequence, and which of its tokens sees which image.
 
         Args:
-            is_image, is_bos: bool (B, T).
-            cache: of the tokens before these, whose images stay in sight.
+            is_image, is_bos: bool (B, T), where image tokens and document starts stand, see `find_token`.
         """
-        earlier = None if torch.compiler.is_compiling() else getattr(cache, "image_states", None)
-        if earlier is not None and (length := int(cache.get_seq_length())):
-            earlier = earlier.behind(length, is_bos)
-            if images is None:
-                return earlier
-        else:
-            earlier = None
         if images is None:
-            features = torch.zeros(0, 0, self.config.feature_size, dtype=self.dtype, device=is_image.device)
-            index = torch.zeros(len(is_image), 0, dtype=torch.long, device=is_image.device)
-            visible = torch.zeros(*is_image.shape, 0, dtype=torch.bool, device=is_image.device)
-            sides = []
+            like = torch.zeros(self.config.feature_size, dtype=self.dtype, device=is_image.device)
+            states = no_features(*is_image.shape, like=like)
         else:
-            levels = [images.deepstack_features[level] for level in self.config.image_attention_levels]
-            levels = [torch.stack(list(level)) if isinstance(level, list) else level for level in levels]
+            levels = [images.image_features[level] for level in self.config.image_attention_levels]
             index, visible = locate_images(is_image, is_bos, self.config.num_image_tokens)
-            features, sides = flatten_features(levels), [tuple(level.shape[-2:]) for level in levels]
-        states = DeemImageStates(
-            features, sides, index, visible, prompt_length=is_image.shape[1], prompt_visible=visible
-        )
-        if earlier is None or len(earlier.features):
-            return states if earlier is None else earlier.join(states)
-        # tokens alone before these: they see nothing, but count
-        before = visible.new_zeros(len(visible), earlier.prompt_visible.shape[1] - visible.shape[1], visible.shape[2])
-        return replace(states, prompt_visible=torch.cat([before, visible], dim=1))
+            sides = [tuple(level.shape[-2:]) for level in levels]
+            states = DeemImageStates(features=flatten_features(levels), sides=sides, visible=visible, index=index)
+        states.kept_values, states.kept_tables = {}, {}
+        return states
 
 
 class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin):
@@ -323,7 +335,6 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         mm_encoder_outputs: dict[str, DeemImageOutput] | None = None,
         image_states: DeemImageStates | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> DeemOutput:
         r"""
@@ -340,8 +351,10 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             consistency_draws, image_draws: random draws of the two diffusion losses (`latents`, `noise`, `timesteps`,
                 for the image loss also `drop_condition`), to repeat a computation.
             num_items_in_batch: text targets of the whole optimizer step.
-            shift_labels: (B, T), targets already aligned with the logits, instead of `labels`' own shift.
+            shift_labels (in kwargs): (B, T), targets already aligned with the logits, instead of `labels`' own shift.
         """
+        shift_labels = kwargs.pop("shift_labels", None)  # in the signature, Trainer would take it for a label
+
         # 1. Pixels -> image tokens -> their places in the text -> hidden states.
         outputs = self.model(
             input_ids=input_ids,
@@ -372,9 +385,9 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         # 4. Consistency: redraw each image from its own tokens; the gradient corrects the encoder.
         if latents is not None and weights["consistency_loss"]:
             given = {"latents": latents, "generator": generator, **(consistency_draws or {})}
-            features = images.deepstack_features
+            tokens, features = images.image_tokens, images.image_features
             losses["consistency_loss"] = self.image_decoder.consistency_loss(
-                image_tokens=images.image_tokens, image_features=features, region_masks=region_masks, **given
+                image_tokens=tokens, image_features=features, region_masks=region_masks, **given
             )
 
         # 5. Hidden states before each image -> that image.
@@ -393,8 +406,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
-            # For the steps of a generation only: no tensor, so nothing that Trainer could gather.
-            image_states=outputs.image_states if past_key_values is not None or "use_cache" in kwargs else None,
+            image_states=outputs.image_states if outputs.past_key_values is not None else None,
         )
 
     def loss_weights(
@@ -432,6 +444,76 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             )
         make = self.image_decoder.encode if target_latents is None else self.image_decoder.sample_latents
         return make(targets, generator)
+
+    def get_image_context(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        images: DeemImageOutput | None,
+        document_starts: torch.Tensor | None = None,
+        last_only: bool = False,
+        target_images: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, DeemImageStates]:
+        """Return what each image is drawn from: its context in the text, and the images before it.
+
+        Args:
+            hidden_states: (B, T, D), after the language model's last norm.
+            document_starts: int64, one column per drawn image; the latest bos before it otherwise.
+            last_only: draw at the last start-of-image token of each row (generation) instead of at every image.
+            target_images: int64 (G,), draw these of the given images only, numbered in the order of the batch.
+
+        Returns:
+            contexts (G, L, D), their bool mask (G, L), and the previous images' features.
+
+        Raises:
+            ValueError: no input_ids, or another number of images than the text holds.
+        """
+        config = self.config
+        if input_ids is None:
+            raise ValueError("Drawing needs input_ids: images are found by their start-of-image tokens.")
+        given = ImagePlaces.of_images(input_ids, config)
+        count = 0 if images is None else len(images.image_tokens)
+        if len(given.rows) != count:
+            raise ValueError(
+                f"{count} images, but {len(given.rows)} start-of-image tokens followed by image tokens. Each image is "
+                f"written as one start-of-image token (id {config.start_of_image_token_id}) and "
+                f"{config.num_image_tokens} image tokens (id {config.image_token_id}); the processor does so."
+            )
+        rows, columns = given.rows, given.columns
+        if last_only:
+            is_start = input_ids == config.start_of_image_token_id
+            rows = torch.arange(len(input_ids), device=input_ids.device)
+            columns = (is_start * torch.arange(is_start.shape[1], device=rows.device)).max(1).values
+        elif target_images is not None:
+            rows, columns = rows[target_images], columns[target_images]
+        drawn = ImagePlaces.of(input_ids, rows, columns, document_starts, config)
+        contexts, mask = gather_contexts(hidden_states, attention_mask, drawn)
+        if count == 0:
+            return contexts, mask, self.image_decoder.no_features(len(drawn.rows))
+        previous = config.image_decoder_config.num_previous_images
+        return contexts, mask, previous_features(images.image_features, given, drawn, previous)
+
+    def consistency_loss(
+        self,
+        pixel_values: torch.Tensor,
+        target_pixel_values: torch.Tensor,
+        region_masks: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **draws,
+    ) -> torch.Tensor:
+        """DEEM's feedback alone, for any training loop: a scalar whose gradient reaches the vision encoder.
+
+        Args:
+            pixel_values: (N, 3, h, w), encoder input; target_pixel_values: (N, 3, H, H) in [-1, 1], the same images.
+            draws: `noise` and `timesteps`, to repeat a computation.
+        """
+        decoder = self.require_image_decoder()
+        images = self.get_image_features(pixel_values, region_masks, return_dict=True)
+        latents = decoder.encode(target_pixel_values, generator)
+        return decoder.consistency_loss(
+            latents, images.image_tokens, images.image_features, region_masks, generator=generator, **draws
+        )
 
 
 __all__ = ["DeemForConditionalGeneration", "DeemImageOutput", "DeemModel", "DeemModelOutput", "DeemOutput"]

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from modeling_deem.image_decoder_deem import DeemImageDecoder, gather_contexts
-from modeling_deem.text_deem import last_document_start
+from modeling_deem.image_states_deem import supervised_images
 
 LOSSES = ("text_loss", "image_loss", "consistency_loss")
 PICTURES = ("pixel_values", "target_pixel_values", "target_latents")  # the forms in which a model is given pictures
@@ -36,24 +35,6 @@ def loss_counts(batch: dict[str, Any], config: Any, weights: dict[str, float]) -
         if weights["image_loss"] and config.image_decoder_config is not None:
             counts["image_loss"] = int(supervised_images(batch, config).sum())
     return {name: count if weights[name] else 0 for name, count in counts.items()}
-
-
-def supervised_images(batch: dict[str, Any], config: Any) -> torch.Tensor:
-    """bool (N,): the images over which the image loss is a mean (see `image_loss_reduction` of the config)."""
-    input_ids = batch["input_ids"]
-    begins_image = input_ids == config.start_of_image_token_id
-    begins_image[:, :-1] &= input_ids[:, 1:] == config.image_token_id
-    begins_image[:, -1] = False
-    rows, columns = begins_image.nonzero(as_tuple=True)
-    if config.image_decoder_config.image_loss_reduction == "all":
-        return torch.ones_like(rows, dtype=torch.bool)
-    starts = batch.get("document_starts")
-    if starts is None:
-        latest = last_document_start(input_ids == config.bos_token_id)
-        starts = latest[rows, (columns - 1).clamp(min=0)].clamp(min=0)
-    _, context = gather_contexts(input_ids[..., None].float(), batch.get("attention_mask"), rows, columns, starts)
-    supervised = DeemImageDecoder.has_context(context)
-    return supervised & batch["image_loss_mask"].bool() if batch.get("image_loss_mask") is not None else supervised
 
 
 def same_way(

@@ -19,7 +19,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
-from modeling_deem.attention_deem import DeemImageStates
+from modeling_deem.image_states_deem import DeemImageStates
 
 SIDE, PATCH, START, IMAGE, VOCABULARY = 128, 16, 4000, 4001, 4096
 VISION = {
@@ -94,9 +94,9 @@ def projecting_at_every_step() -> Iterator[None]:
     """DEEM as it would be if each step projected the image features anew."""
     keep = DeemImageStates.get_values
 
-    def forgetting(states: DeemImageStates, key: int, project: Callable) -> torch.Tensor:
-        states.values.clear()
-        states.tables.clear()
+    def forgetting(states: DeemImageStates, key: str, project: Callable) -> torch.Tensor:
+        states.kept_values.clear()
+        states.kept_tables.clear()
         return keep(states, key, project)
 
     DeemImageStates.get_values = forgetting

@@ -34,11 +34,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from given_noise import GivenNoiseScheduler
 from safetensors.torch import load_file
 from torch import nn
 
 from modeling_deem import DeemForConditionalGeneration, DeemImageProcessorPil
 from modeling_deem.attention_deem import DeemFeatureSynchronizer
+from modeling_deem.image_states_deem import is_supervised
 from processing.collating_deem import make_labels
 from recipes.convert_checkpoint import config_of_weights, convert
 from recipes.original.names import HEAD_NEW, OFFICIAL, convert_value, rename
@@ -402,7 +404,7 @@ def run_training_step(case: Case, models: Models) -> None:
             compare_all(case, inputs, prefix)
     case.compare("out.decoder.mmfs_mask", calls["denoise"][1].arguments["states"].visible)
     case.compare("out.decoder.uncond_mask", dropped)
-    case.compare("out.decoder.is_cond_image", decoder.has_context(context.arguments["mask"]))
+    case.compare("out.decoder.is_cond_image", is_supervised(context.arguments["mask"]))
     for name, ours in (("loss", total), ("loss_txt", losses["text_loss"]), ("loss_img", losses["image_loss"])):
         case.compare_loss(name, ours, scalars[name])
     case.compare_loss("loss_sniffer", losses["consistency_loss"], scalars["loss_sniffer"])
@@ -634,7 +636,7 @@ def run_picture_generation(case: Case, models: Models) -> None:
             num_inference_steps=case.option("num_inference_steps"),
             guidance_scale=case.option("guidance_scale"),
             latents=case["rng.init_latents"],
-            step_noise=case["rng.step_noise"],
+            scheduler=GivenNoiseScheduler.of(decoder.scheduler, case["rng.step_noise"]),
             target_images=targets,
             document_starts=torch.zeros_like(targets),  # the original's context begins at column 0
         )
@@ -749,6 +751,7 @@ def run_interleaved(case: Case, models: Models) -> None:
         return [next((tensor for kind, _, tensor in entry if kind == which), None) for entry in drawing]
 
     processor = StoredPictures(models, side, of_role("picture read"))
+    noise = [tensor.reshape(-1, 1, *tensor.shape[-3:]) for tensor in of_role("step noise")]
     with watch(model, "generate_images") as calls:
         output = model.generate_interleaved(
             ids,
@@ -760,7 +763,7 @@ def run_interleaved(case: Case, models: Models) -> None:
             num_inference_steps=case.option("num_inference_steps"),
             guidance_scale=case.option("guidance_scale"),
             latents=[[tensor.reshape(1, *tensor.shape[-3:]) for tensor in of_role("initial latents")]],
-            step_noise=[[tensor.reshape(-1, 1, *tensor.shape[-3:]) for tensor in of_role("step noise")]],
+            scheduler=GivenNoiseScheduler.of(model.image_decoder.scheduler, *noise),
             **text_options(case),
         )
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from deem_fixtures import tiny_config
 
-from modeling_deem.attention_deem import DeemFeatureSynchronizer, DeemImageAttention, DeemImageStates
+from modeling_deem.attention_deem import DeemFeatureSynchronizer, DeemImageAttention
+from modeling_deem.image_states_deem import DeemImageStates
 
 G, N, L, QUERY, FEATURE, VALUE, OUTPUT, HEADS, POINTS, MAX_IMAGES = 2, 3, 4, 10, 6, 8, 5, 2, 3, 6
 LEVEL_SIDES, BASE_SIDE = (8, 4), 5
@@ -225,10 +226,10 @@ def test_kept_values_give_the_same_and_are_projected_once() -> None:
     block, states, hidden_states = image_attention()
     with torch.no_grad():
         expected = block(hidden_states, states)
-        assert not states.values
-        states.keep_values = True
+        assert not states.kept_values
+        states.kept_values, states.kept_tables = {}, {}
         assert torch.equal(block(hidden_states, states), expected)
-        assert set(states.values) == {0}
+        assert set(states.kept_values) == {"0"}
         states.features = torch.full_like(states.features, float("nan"))  # not looked at again
-        last = block(hidden_states[:, -1:], states.after(1))
+        last = block(hidden_states[:, -1:], states.of_tokens(4, 1, keep=True))
     torch.testing.assert_close(last, expected[:, -1:])

@@ -177,7 +177,7 @@ def test_it_denoises_what_the_unet_denoises(parts, model) -> None:
     pixel_values = tiny_batch("btiti", targets=False)["pixel_values"]
     with torch.no_grad():
         images = model.get_image_features(pixel_values)
-        states = model.image_decoder.consistency_states(images.image_tokens, images.deepstack_features)
+        states = model.image_decoder.consistency_states(images.image_tokens, images.image_features)
         ours = model.image_decoder.denoise(latents, timesteps, condition, states)
         assert torch.equal(ours, unet(latents, timesteps, condition).sample)
 

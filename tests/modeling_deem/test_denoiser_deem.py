@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from modeling_deem import DeemImageDecoder, DeemImageDecoderConfig
 from modeling_deem.denoiser_deem import DeemUNet2DConditionModel, build_denoiser
-from modeling_deem.image_decoder_deem import no_features, own_features
+from modeling_deem.image_states_deem import no_features, own_features
 
 VARIANTS = {
     "plain": {},
@@ -63,7 +63,7 @@ def test_without_fusion_it_is_exactly_the_plain_unet(variant: str) -> None:
         assert torch.equal(model.denoiser(sample, timesteps, condition), expected)
         states = own_features(pyramid())
         assert torch.equal(model.denoise(sample, timesteps, condition, states), expected)
-        no_images = no_features(3, sample.new_zeros(32))
+        no_images = no_features(3, like=sample.new_zeros(32))
         assert torch.equal(model.denoise(sample, timesteps, condition, no_images), expected)
 
 
@@ -143,10 +143,10 @@ def test_values_kept_over_the_steps_give_the_same() -> None:
     states = own_features(pyramid())
     with torch.no_grad():
         expected = model.denoise(sample, timesteps, condition, states)
-        states.keep_values = True
+        states.kept_values, states.kept_tables = {}, {}
         for _ in range(2):
             assert torch.equal(model.denoise(sample, timesteps, condition, states), expected)
-    assert set(states.values) == set(range(7))
+    assert set(states.kept_values) == set(map(str, range(7)))
 
 
 def test_block_sides_follow_the_unet() -> None:

@@ -4,7 +4,7 @@
 import pytest
 import torch
 from deem_fixtures import BOS, START, tiny_batch, tiny_model
-from diffusers import DDIMScheduler
+from given_noise import GivenNoiseScheduler
 
 from modeling_deem import DeemForConditionalGeneration
 
@@ -23,6 +23,12 @@ def draws(pictures: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(shape, generator=generator), torch.randn(STEPS, *shape, generator=generator)
 
 
+def given_noise(model: DeemForConditionalGeneration, latents: torch.Tensor, noise: torch.Tensor) -> dict:
+    """Options that repeat drawings."""
+    scheduler = GivenNoiseScheduler.of(model.image_decoder.scheduler, noise)
+    return {"num_inference_steps": STEPS, "latents": latents, "scheduler": scheduler}
+
+
 # ---- given noise ----
 
 
@@ -30,35 +36,10 @@ def test_given_noise_equals_the_generators_own(model) -> None:
     batch = tiny_batch("bttit", "bt", targets=False)
     latents, step_noise = draws(2, seed=3)
     drawn = model.generate_images(**batch, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(3))
-    given = model.generate_images(**batch, num_inference_steps=STEPS, latents=latents, step_noise=step_noise)
+    given = model.generate_images(**batch, **given_noise(model, latents, step_noise))
     torch.testing.assert_close(given, drawn, rtol=0, atol=0)
-    other = model.generate_images(**batch, num_inference_steps=STEPS, latents=latents, step_noise=step_noise.flip(0))
+    other = model.generate_images(**batch, **given_noise(model, latents, step_noise.flip(0)))
     assert not torch.allclose(other, drawn, atol=1e-4)
-
-
-def test_given_noise_leaves_the_schedulers_module_as_it_was(model) -> None:
-    from diffusers.schedulers import scheduling_ddpm
-
-    draw = scheduling_ddpm.randn_tensor
-    batch, (latents, step_noise) = tiny_batch("bt", targets=False), draws(1)
-    model.generate_images(**batch, num_inference_steps=STEPS, latents=latents, step_noise=step_noise)
-    with pytest.raises(RuntimeError):  # in the middle of a step
-        model.generate_images(**batch, num_inference_steps=STEPS, latents=latents, step_noise=step_noise[..., :3])
-    assert scheduling_ddpm.randn_tensor is draw
-
-
-def test_step_noise_must_fit_the_steps(model) -> None:
-    batch, (latents, step_noise) = tiny_batch("bt", targets=False), draws(1)
-    with pytest.raises(ValueError, match="3 steps.*5"):
-        model.generate_images(**batch, num_inference_steps=5, latents=latents, step_noise=step_noise)
-
-
-def test_a_scheduler_that_adds_no_noise_does_not_look_at_it(model) -> None:
-    batch, (latents, step_noise) = tiny_batch("bt", targets=False), draws(1)
-    scheduler = DDIMScheduler.from_config(model.image_decoder.scheduler.config)
-    options = {"num_inference_steps": STEPS, "latents": latents, "scheduler": scheduler}
-    without = model.generate_images(**batch, **options)
-    torch.testing.assert_close(model.generate_images(**batch, **options, step_noise=step_noise), without)
 
 
 def test_squeezed_timesteps_are_the_published_ones(model) -> None:
@@ -73,37 +54,41 @@ def test_squeezed_timesteps_are_the_published_ones(model) -> None:
 def test_target_images_equal_prompts_cut_at_them(model) -> None:
     batch = tiny_batch("bttitie", "bitti", targets=False)
     latents, step_noise = draws(2)
-    options = {"num_inference_steps": STEPS, "latents": latents, "step_noise": step_noise}
-    drawn = model.generate_images(**batch, **options, target_images=torch.tensor([1, 3]))
+    drawn = model.generate_images(
+        **batch, **given_noise(model, latents, step_noise), target_images=torch.tensor([1, 3])
+    )
     for row, image, target in ((0, 0, 0), (1, 2, 1)):
         ids = batch["input_ids"][row]
         starts = (ids == START).nonzero().flatten()
         cut = model.generate_images(
             ids[None, : starts[1] + 1],
             pixel_values=batch["pixel_values"][image : image + 1],
-            num_inference_steps=STEPS,
-            latents=latents[target : target + 1],
-            step_noise=step_noise[:, target : target + 1],
+            **given_noise(model, latents[target : target + 1], step_noise[:, target : target + 1]),
         )
         torch.testing.assert_close(drawn[target : target + 1], cut, rtol=0, atol=1e-4)
 
 
 def test_pixels_of_target_images_do_not_matter(model) -> None:
     batch, (latents, step_noise) = tiny_batch("bttiti", targets=False), draws(1)
-    options = {"num_inference_steps": STEPS, "latents": latents, "step_noise": step_noise}
     target = torch.tensor([1])
-    drawn = model.generate_images(**batch, **options, target_images=target)
+    drawn = model.generate_images(**batch, **given_noise(model, latents, step_noise), target_images=target)
     batch["pixel_values"][1] = 0.0
-    torch.testing.assert_close(model.generate_images(**batch, **options, target_images=target), drawn)
+    torch.testing.assert_close(
+        model.generate_images(**batch, **given_noise(model, latents, step_noise), target_images=target), drawn
+    )
 
 
 def test_document_starts_of_pictures_can_be_given(model) -> None:
     batch, (latents, step_noise) = tiny_batch("btttebtt", targets=False), draws(1)
-    options = {"num_inference_steps": STEPS, "latents": latents, "step_noise": step_noise}
-    default = model.generate_images(**batch, **options)
+    default = model.generate_images(**batch, **given_noise(model, latents, step_noise))
     latest = int((batch["input_ids"][0] == BOS).nonzero()[-1])
     torch.testing.assert_close(
-        model.generate_images(**batch, **options, document_starts=torch.tensor([latest])), default
+        model.generate_images(
+            **batch, **given_noise(model, latents, step_noise), document_starts=torch.tensor([latest])
+        ),
+        default,
     )
-    whole = model.generate_images(**batch, **options, document_starts=torch.tensor([0]))
+    whole = model.generate_images(
+        **batch, **given_noise(model, latents, step_noise), document_starts=torch.tensor([0])
+    )
     assert not torch.allclose(whole, default, atol=1e-4)

@@ -261,7 +261,7 @@ def test_parts_of_generation_export(model, dynamic: bool) -> None:
             )
     states = parts["decode"][1]["image_states"]
     states.features.zero_()
-    states.values.clear()
+    states.kept_values.clear()
     with torch.no_grad():  # and the images count in a step that was exported
         blind = get_leaf_tensors(module(**copy.deepcopy(parts["decode"][1])))
     assert not torch.allclose(blind["logits"], expected["logits"], atol=1e-3)
@@ -271,18 +271,17 @@ def test_parts_of_generation_export(model, dynamic: bool) -> None:
 
 
 def turn(batch: dict, outputs, *more: int) -> dict:
-    """The text of an earlier call and further tokens behind its cache, without the images, which the cache has."""
+    """The whole sequence of an earlier call and further tokens, with all its images and the cache of what was read."""
     ids = torch.cat([outputs.sequences, torch.tensor(more, dtype=torch.long).expand(len(outputs.sequences), -1)], 1)
     mask = torch.nn.functional.pad(
         batch["attention_mask"], (0, ids.shape[1] - batch["attention_mask"].shape[1]), value=1
     )
-    return {"input_ids": ids, "attention_mask": mask, "past_key_values": outputs.past_key_values}
+    return {**batch, "input_ids": ids, "attention_mask": mask, "past_key_values": outputs.past_key_values}
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_going_on_equals_not_stopping(model, padding_side: str, cache: str) -> None:
-    batch = tiny_batch(*RAGGED, padding_side=padding_side, targets=False)
+def test_going_on_equals_not_stopping(model, cache: str) -> None:
+    batch = left(*RAGGED)
     kept = {"return_dict_in_generate": True, "output_scores": True}
     expected = write(model, batch, **kept)
     given = {"max_cache_len": batch["input_ids"].shape[1] + NEW, "config": model.config.text_config}
@@ -295,88 +294,63 @@ def test_going_on_equals_not_stopping(model, padding_side: str, cache: str) -> N
     if cache == "dynamic":
         for one, two in zip(rest.past_key_values.layers, expected.past_key_values.layers, strict=True):
             torch.testing.assert_close(one.keys, two.keys, rtol=0, atol=1e-5)
-    blind = write(
-        model, without(batch, "pixel_values"), inputs_embeds=model.get_input_embeddings()(batch["input_ids"])
-    )
-    assert not torch.equal(blind, expected.sequences)  # the images do count
+    others = write(model, {**batch, "pixel_values": -batch["pixel_values"]}, **kept)
+    assert not torch.allclose(others.scores[-1], expected.scores[-1], atol=1e-4)  # the images do count
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["returned", "own cache"])
-def test_going_on_behind_a_right_padded_prompt(model, given: bool) -> None:
-    """With the cache that generate returns or with the caller's own, and with turns that are padded on the right."""
-    batch = tiny_batch(*RAGGED, targets=False)
-    cache = DynamicCache() if given else None
-    first = write(model, batch, 3, return_dict_in_generate=not given, **({"past_key_values": cache} if given else {}))
-    sequences, cache = (first, cache) if given else (first.sequences, first.past_key_values)
-    expected = write(model, batch)
-    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 3), value=1)
-    rest = write(model, {"input_ids": sequences, "attention_mask": mask, "past_key_values": cache}, NEW - 3)
-    assert torch.equal(rest[:, -NEW:], expected[:, -NEW:])
-
-
-def test_a_ragged_second_turn_padded_on_the_right(model) -> None:
-    """Behind a first turn of equal lengths, and behind one whose written end the caller masks out."""
-    for words in (("bttit", "btttt"), ("bttit", "bti")):
-        batch = tiny_batch(*words, targets=False)
-        first = write(model, batch, 3, return_dict_in_generate=True)
-        more = torch.randint(10, 40, (2, 4), generator=torch.Generator().manual_seed(0))
-        ids = torch.cat([first.sequences, more], dim=1)
-        length = batch["attention_mask"].shape[1]
-        mask = torch.nn.functional.pad(batch["attention_mask"], (0, 7), value=1)
-        mask[0, -2:] = 0  # the first row's turn is shorter
-        mask[1, length + 1 : length + 3] = 0  # the second row ended after one token
-        turn = {"input_ids": ids, "attention_mask": mask}
-        found = write(model, {**turn, "past_key_values": first.past_key_values})
-        expected = write(model, {**turn, **{k: v for k, v in batch.items() if k not in turn}}, use_cache=False)
-        assert torch.equal(found[:, -NEW:], expected[:, -NEW:])
-
-
-def test_a_turn_cut_from_the_cache(model) -> None:
-    """Words, then a picture, which is taken back; new words see what they see without a cache."""
-    (head,), (tail,) = rows_of(left("btttt")), rows_of(left("btttttttt"))
-    (picture,) = rows_of(left("bttttitt"))
-    read, whole = head["input_ids"].shape[1], tail["input_ids"]
-    with torch.no_grad():
-        cache = model(head["input_ids"], use_cache=True).past_key_values
-        model(picture["input_ids"][:, read:], picture["pixel_values"], past_key_values=cache, use_cache=True)
-        cache.crop(read - picture["input_ids"].shape[1])
-        found = model(whole[:, read:], past_key_values=cache).logits
-    ids = torch.cat([head["input_ids"], whole[:, read:]], dim=1)
-    with torch.no_grad():
-        expected = model(ids).logits[:, read:]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_an_emptied_cache_remembers_no_padding(model) -> None:
-    cache = StaticCache(config=model.config.text_config, max_cache_len=24)
-    write(model, tiny_batch("bttttt", "btt", targets=False), 3, past_key_values=cache)
-    cache.reset()
-    batch = left("bttttt", "btt")
-    first = write(model, batch, 3, past_key_values=cache, return_dict_in_generate=True)
-    rest = write(model, turn(batch, first), NEW - 3)
-    assert torch.equal(rest, write(model, batch))
-
-
-def test_a_cache_cut_within_a_right_padded_prompt_is_refused(model) -> None:
-    batch = tiny_batch("bttttt", "btt", targets=False)
-    first = write(model, batch, 3, return_dict_in_generate=True)
-    first.past_key_values.crop(3 - int(first.past_key_values.get_seq_length()))
-    with pytest.raises(ValueError, match="Pad on the left to cut a cache"):
-        write(model, {**batch, "past_key_values": first.past_key_values})
-
-
-def test_going_on_with_embeddings(model) -> None:
+def test_going_on_with_words_equals_reading_them_at_once(model) -> None:
     batch = left(*RAGGED)
-    table, mask = model.get_input_embeddings(), batch["attention_mask"]
-    embeds = table(batch["input_ids"])
     first = write(model, batch, 3, return_dict_in_generate=True)
-    whole = {
-        "inputs_embeds": torch.cat([embeds, table(first.sequences[:, -3:])], dim=1),
-        "attention_mask": torch.nn.functional.pad(mask, (0, 3), value=1),
-        "past_key_values": first.past_key_values,
-    }
+    second = turn(batch, first, 11, 12, 13)
+    expected = write(model, without(second, "past_key_values"), use_cache=False)
+    assert torch.equal(write(model, second), expected)
+
+
+def test_going_on_with_the_states_of_an_earlier_output(model) -> None:
+    """In place of the images: in `generate`, for several answers to one prompt, and for a copy of the cache."""
+    batch = left("bttititt", "btttt", "bitbtitt", "btit")
+    positions = positions_of(batch["attention_mask"])
     expected = write(model, batch)
-    assert torch.equal(write(model, whole, NEW - 3), expected[:, 3 - NEW :])
+    with torch.no_grad():
+        cut = {name: value[:, :-1] for name, value in without(batch, "pixel_values").items()}
+        read = model(**cut, pixel_values=batch["pixel_values"], position_ids=positions[:, :-1], use_cache=True)
+    for cache, times in ((read.past_key_values, 1), (copy.deepcopy(read.past_key_values), 2)):
+        cache.batch_repeat_interleave(times)
+        given = {"past_key_values": copy.deepcopy(cache), "image_states": read.image_states}
+        found = write(model, {**without(batch, "pixel_values"), **given}, num_return_sequences=times, num_beams=times)
+        if times == 1:
+            assert torch.equal(found, expected)
+        else:
+            assert torch.equal(found, write(model, batch, num_return_sequences=times, num_beams=times))
+
+
+@pytest.mark.parametrize("padded", ["by a mask", "by tokens"])
+def test_padding_on_the_right_is_refused(model, padded: str) -> None:
+    batch = tiny_batch("bttit", "btit", targets=False)
+    given = batch if padded == "by a mask" else without(batch, "attention_mask")
+    with pytest.raises(ValueError, match=r'pad on the left.*padding_side = "left"'):
+        write(model, given)
+    first = write(model, left("bttit", "btit"), 3, return_dict_in_generate=True)
+    second = turn(left("bttit", "btit"), first, 11, 12)
+    second["attention_mask"][0, -1] = 0
+    with pytest.raises(ValueError, match="pad on the left"):
+        write(model, second)
+
+
+def test_a_cache_without_its_images_is_refused(model) -> None:
+    batch = left("bttit", "btttttit")
+    first = write(model, batch, 3, return_dict_in_generate=True)
+    with pytest.raises(ValueError, match="tokens: 8, features: 0"):  # image tokens in the sequence
+        write(model, without(turn(batch, first), "pixel_values"))
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        for given in (
+            {},
+            {"pixel_values": batch["pixel_values"]},
+        ):  # words alone, which cannot be told from blind ones
+            ids = torch.full((2, 1), 11) if not given else batch["input_ids"][:, -Q - 1 :]
+            with pytest.raises(ValueError, match="image_states"):
+                model(ids, past_key_values=cache, **given)
 
 
 def test_step_by_step_without_generate(model) -> None:
@@ -385,65 +359,37 @@ def test_step_by_step_without_generate(model) -> None:
     with torch.no_grad():
         whole = model(**row).logits
         head = model(row["input_ids"][:, :-4], row["pixel_values"], use_cache=True)
-        cache, end = copy.deepcopy(head.past_key_values), [head.logits]
+        cache, states, end = copy.deepcopy(head.past_key_values), head.image_states, [head.logits]
         for column in range(-4, 0):
             ids = row["input_ids"][:, column : column + 1 or None]
-            outputs = model(ids, past_key_values=cache, use_cache=True)
+            outputs = model(ids, past_key_values=cache, image_states=states, use_cache=True)
+            states = outputs.image_states
             end.append(outputs.logits)
-        at_once = model(row["input_ids"][:, -4:], past_key_values=head.past_key_values).logits
+        behind = {"past_key_values": head.past_key_values, "image_states": head.image_states}
+        at_once = model(row["input_ids"][:, -4:], **behind).logits
     torch.testing.assert_close(torch.cat(end, dim=1), whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(at_once, whole[:, -4:], rtol=0, atol=1e-5)
 
 
-def test_a_document_behind_a_cache_sees_no_earlier_image(model) -> None:
-    (row,) = rows_of(left("btitbttt"))
+def test_a_turn_cut_from_the_cache(model) -> None:
+    """Words, then an image, which is taken back; new words see what they see without a cache."""
+    (head,), (tail,) = rows_of(left("btitt")), rows_of(left("btittttt"))
+    (picture,) = rows_of(left("btittitt"))
+    read, whole = head["input_ids"].shape[1], tail["input_ids"]
     with torch.no_grad():
-        whole = model(**row).logits
-        cache = model(row["input_ids"][:, :-4], row["pixel_values"], use_cache=True).past_key_values
-        bos = model(row["input_ids"][:, -4:-2], past_key_values=cache, use_cache=True).logits
-        rest = model(row["input_ids"][:, -2:], past_key_values=cache, use_cache=True).logits
-    torch.testing.assert_close(torch.cat([bos, rest], dim=1), whole[:, -4:], rtol=0, atol=1e-5)
-
-
-def test_one_prompt_many_answers(model) -> None:
-    """The cache of a prompt, cut back and repeated for several texts."""
-    batch = left("bttittt", "bttittt")
-    batch["input_ids"][1, :-1] = batch["input_ids"][0, :-1]
-    batch["pixel_values"] = batch["pixel_values"][:1].repeat(2, 1, 1, 1)
-    with torch.no_grad():
-        whole = model(**batch).logits
-        cache = model(batch["input_ids"][:1], batch["pixel_values"][:1], use_cache=True).past_key_values
-        cache.crop(-1)
-        cache.batch_repeat_interleave(2)
-        found = model(batch["input_ids"][:, -1:], past_key_values=cache).logits
-    torch.testing.assert_close(found, whole[:, -1:], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("every", [False, True], ids=["new image given", "all images given"])
-def test_a_new_image_behind_a_cache(model, every: bool) -> None:
-    """A second turn with a picture of its own, in a batch of which one row had one before."""
-    batch = left("btittit", "btttttttti")
-    cut = batch["input_ids"].shape[1] - Q - 2
-    columns = slice(0, cut)
-    head = {"input_ids": batch["input_ids"][:, columns], "attention_mask": batch["attention_mask"][:, columns]}
-    assert int((head["input_ids"] == IMAGE).sum()) == Q
-    expected = write(model, batch)
-    mask = batch["attention_mask"]
-    with torch.no_grad():
-        positions = positions_of(head["attention_mask"])
-        outputs = model(**head, pixel_values=batch["pixel_values"][:1], position_ids=positions, use_cache=True)
-        cache = outputs.past_key_values
-        by_hand = model(
-            input_ids=batch["input_ids"][:, cut:],
-            attention_mask=mask,
-            position_ids=positions_of(mask)[:, cut:],
-            past_key_values=copy.deepcopy(cache),
-            pixel_values=batch["pixel_values"][1:],
-        ).logits
-        whole = model(**batch, position_ids=positions_of(mask)).logits[:, cut:]
-    torch.testing.assert_close(by_hand, whole, rtol=0, atol=1e-5)
-    given = batch["pixel_values"] if every else batch["pixel_values"][1:]
-    assert torch.equal(write(model, {**batch, "pixel_values": given}, past_key_values=cache), expected)
+        outputs = model(**head, use_cache=True)
+        images = model.get_image_features(picture["pixel_values"])
+        where = (model.model.find_token(kind, picture["input_ids"], None) for kind in (IMAGE, BOS))
+        second = type(images)(pooler_output=images.pooler_output[1:])
+        behind = {"past_key_values": outputs.past_key_values, "mm_encoder_outputs": {"image": second}}
+        states = model.model.get_image_states(images, *where)
+        model(picture["input_ids"][:, read:], image_states=states, **behind, use_cache=True)
+        outputs.past_key_values.crop(read - picture["input_ids"].shape[1])
+        again = {"past_key_values": outputs.past_key_values, "image_states": outputs.image_states}
+        found = model(whole[:, read:], **again).logits
+        ids = torch.cat([head["input_ids"], whole[:, read:]], dim=1)
+        expected = model(ids, head["pixel_values"]).logits[:, read:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_cache_that_is_used_anew_remembers_no_image(model) -> None:
@@ -454,12 +400,111 @@ def test_a_cache_that_is_used_anew_remembers_no_image(model) -> None:
     assert torch.equal(write(model, plain, past_key_values=cache), write(model, plain))
 
 
-def test_rows_must_fit_the_cache(model) -> None:
+def test_going_on_with_embeddings(model) -> None:
+    batch = left(*RAGGED)
+    table, mask = model.get_input_embeddings(), batch["attention_mask"]
+    embeds = table(batch["input_ids"])
+    first = write(model, batch, 3, return_dict_in_generate=True)
+    whole = {
+        "inputs_embeds": torch.cat([embeds, table(first.sequences[:, -3:])], dim=1),
+        "attention_mask": torch.nn.functional.pad(mask, (0, 3), value=1),
+        "pixel_values": batch["pixel_values"],
+        "past_key_values": first.past_key_values,
+    }
+    expected = write(model, batch)
+    assert torch.equal(write(model, whole, NEW - 3), expected[:, 3 - NEW :])
+
+
+def test_one_prompt_many_answers(model) -> None:
+    """The cache of a prompt, cut back and repeated for several texts."""
+    batch = left("bttittt", "bttittt")
+    batch["input_ids"][1, :-1] = batch["input_ids"][0, :-1]
+    batch["pixel_values"] = batch["pixel_values"][:1].repeat(2, 1, 1, 1)
+    with torch.no_grad():
+        whole = model(**batch).logits
+        read = model(batch["input_ids"][:1], batch["pixel_values"][:1], use_cache=True)
+        read.past_key_values.crop(-1)
+        read.past_key_values.batch_repeat_interleave(2)
+        given = {"past_key_values": read.past_key_values, "image_states": read.image_states.repeat(2)}
+        found = model(batch["input_ids"][:, -1:], **given).logits
+    torch.testing.assert_close(found, whole[:, -1:], rtol=0, atol=1e-5)
+
+
+def test_a_new_image_behind_a_cache(model) -> None:
+    """A second turn with an image of its own, in a batch of which one row had one before."""
+    batch = left("btittit", "btttttttti")
+    cut = batch["input_ids"].shape[1] - Q - 2
+    head = {name: batch[name][:, :cut] for name in ("input_ids", "attention_mask")}
+    assert int((head["input_ids"] == IMAGE).sum()) == Q
+    expected, mask = write(model, batch), batch["attention_mask"]
+    with torch.no_grad():
+        positions = positions_of(head["attention_mask"])
+        outputs = model(**head, pixel_values=batch["pixel_values"][:1], position_ids=positions, use_cache=True)
+        cache = outputs.past_key_values
+    with pytest.raises(ValueError, match="image_states of the whole sequence"), torch.no_grad():
+        model(
+            batch["input_ids"][:, cut:],
+            attention_mask=mask,
+            past_key_values=copy.deepcopy(cache),
+            pixel_values=batch["pixel_values"][1:],
+            image_states=outputs.image_states,
+        )
+    assert torch.equal(write(model, batch, past_key_values=cache), expected)
+
+
+def test_rows_must_fit_the_states(model) -> None:
     batch = left("btit", "btit")
     with torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="3 sequences behind a cache of 2"):
-        model(torch.full((3, 1), 7), past_key_values=cache)
+        outputs = model(**batch, use_cache=True)
+    with pytest.raises(ValueError, match="3 sequences, but image_states of 2"):
+        model(torch.full((3, 1), 7), past_key_values=outputs.past_key_values, image_states=outputs.image_states)
+
+
+# ---- a bos that is written or proposed begins no document ----------------------------------------------------------
+
+
+@pytest.fixture
+def lover_of_bos(model) -> DeemForConditionalGeneration:
+    """The model with a head that proposes bos again and again."""
+    helper = copy.deepcopy(model)
+    helper.lm_head.bias.data[BOS] = 100.0
+    helper.generation_config.num_assistant_tokens = 2
+    helper.generation_config.num_assistant_tokens_schedule = "constant"
+    helper.generation_config.assistant_confidence_threshold = 0.0
+    return helper
+
+
+def test_a_proposed_bos_blinds_nothing(model, lover_of_bos) -> None:
+    (row,) = rows_of(left("bttitit"))
+    options = {"suppress_tokens": None, "output_scores": True, "return_dict_in_generate": True}
+    expected = write(model, row, **options)
+    others = write(model, {**row, "pixel_values": -row["pixel_values"]}, **options)
+    assert not torch.allclose(others.scores[0], expected.scores[0], atol=1e-4)  # the images do count
+    found = write(model, row, **options, assistant_model=lover_of_bos)
+    assert torch.equal(found.sequences, expected.sequences)
+    for one, two in zip(found.scores, expected.scores, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+
+
+def test_a_bos_that_a_lookup_proposes_blinds_nothing(model) -> None:
+    """Two documents with one ending: behind the first ending comes a bos, which the lookup proposes for the second."""
+    (row,) = rows_of(left("bittttbitttt"))
+    ids = row["input_ids"]
+    ids[:, -4:] = ids[:, ids.shape[1] // 2 - 4 : ids.shape[1] // 2]
+    assert ids[0, ids.shape[1] // 2] == BOS
+    assert torch.equal(write(model, row, prompt_lookup_num_tokens=3), write(model, row))
+
+
+def test_a_written_bos_hides_no_image(model, lover_of_bos) -> None:
+    """With and without a cache, what follows it sees what the prompt saw."""
+    (row,) = rows_of(left("bttitit"))
+    options = {"suppress_tokens": None, "output_scores": True, "return_dict_in_generate": True}
+    cached, anew = (write(lover_of_bos, row, **options, use_cache=use) for use in (True, False))
+    assert (cached.sequences[:, -NEW:] == BOS).all()
+    other = write(lover_of_bos, {**row, "pixel_values": -row["pixel_values"]}, **options)
+    for one, two, changed in zip(cached.scores, anew.scores, other.scores, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+        assert not torch.allclose(one, changed, atol=1e-4)
 
 
 def test_what_pads_is_not_read(model) -> None:

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from deem_fixtures import BOS, EOS, IMAGE, SIDE, START, STRUCTURE, Q, rows_of, tiny_batch, tiny_model
+from given_noise import GivenNoiseScheduler
 from torch.nn import functional as F
 
 from modeling_deem import DeemForConditionalGeneration
@@ -53,7 +54,7 @@ def test_turns_equal_single_calls(model, image_processor) -> None:
         draw_every_turn=True,
         stop_at_eos=False,
         latents=[[first, second]],
-        step_noise=[[first_noise, second_noise]],
+        scheduler=GivenNoiseScheduler.of(model.image_decoder.scheduler, first_noise, second_noise),
     )
     ids, pixels = batch["input_ids"], batch["pixel_values"]
     text = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": STRUCTURE, "eos_token_id": [EOS, START]}
@@ -62,8 +63,9 @@ def test_turns_equal_single_calls(model, image_processor) -> None:
         written = written[written != EOS]
         assert output.pieces[0][2 * turn].tolist() == [*written.tolist(), START]
         ids = torch.cat([ids, output.pieces[0][2 * turn][None]], dim=1)
+        scheduler = GivenNoiseScheduler.of(model.image_decoder.scheduler, noise)
         picture = model.generate_images(
-            ids, pixel_values=pixels, num_inference_steps=STEPS, latents=latents, step_noise=noise
+            ids, pixel_values=pixels, num_inference_steps=STEPS, latents=latents, scheduler=scheduler
         )
         torch.testing.assert_close(output.pieces[0][2 * turn + 1], picture[0], rtol=0, atol=1e-5)
         as_bytes = (picture[0] * 255).round().to(torch.uint8).numpy()
@@ -153,11 +155,16 @@ def test_given_noise_per_row(model, image_processor) -> None:
     latents, step_noise = draws(2, seed=5)
     given = {
         "latents": [[latents[:1]], [latents[1:]]],
-        "step_noise": [[step_noise[:, :1]], [step_noise[:, 1:]]],
+        "scheduler": GivenNoiseScheduler.of(model.image_decoder.scheduler, step_noise),
     }
     output = interleave(model, batch, image_processor, max_pieces=1, **given)
     ids, mask, pixels = batch["input_ids"], batch["attention_mask"], batch["pixel_values"]
-    drawn = model.generate_images(ids, mask, pixels, num_inference_steps=STEPS, latents=latents, step_noise=step_noise)
+    options = {
+        "latents": latents,
+        "scheduler": GivenNoiseScheduler.of(model.image_decoder.scheduler, step_noise),
+        "num_inference_steps": STEPS,
+    }
+    drawn = model.generate_images(ids, mask, pixels, **options)
     for row in range(2):
         torch.testing.assert_close(output.pieces[row][0], drawn[row], rtol=0, atol=1e-5)
 

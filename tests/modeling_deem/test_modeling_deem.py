@@ -610,7 +610,7 @@ def test_error_outside_the_region_counts_nothing(model) -> None:
         def loss(drawn: dict, region_masks: torch.Tensor | None) -> torch.Tensor:
             return decoder.consistency_loss(
                 image_tokens=images.image_tokens,
-                image_features=images.deepstack_features,
+                image_features=images.image_features,
                 region_masks=region_masks,
                 **drawn,
             )
@@ -630,7 +630,7 @@ def test_regions_reach_the_tokens_but_not_the_pyramid(model) -> None:
         )
         grid = model.model.vision_tower(batch["pixel_values"], masks).grid_tokens
     assert not torch.allclose(whole.image_tokens, region.image_tokens, atol=1e-4)
-    for one, other in zip(whole.deepstack_features, region.deepstack_features, strict=True):
+    for one, other in zip(whole.image_features, region.image_features, strict=True):
         assert torch.equal(one, other)
     empty = torch.ones(4, 4, dtype=torch.bool)
     empty[:2, :2] = False
@@ -856,7 +856,7 @@ def test_a_model_that_only_writes() -> None:
     targets = batch.pop("target_pixel_values")
     outputs = model(**batch)
     assert torch.equal(outputs.loss, outputs.text_loss)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    inputs = tiny_batch("btitti", "bt", padding_side="left", targets=False)
     assert model.generate(**inputs, max_new_tokens=2, suppress_tokens=STRUCTURE).shape[0] == 2
     for call in (
         lambda: model.generate_images(**inputs),
@@ -876,7 +876,11 @@ def test_bad_input_is_refused_with_the_numbers(model) -> None:
     with pytest.raises(ValueError, match="^Image features and image tokens do not match.*12.*8"):
         model(**{**batch, "pixel_values": batch["pixel_values"][:2]})
     with pytest.raises(ValueError, match="^Image features and image tokens do not match"):
-        model.generate(batch["input_ids"], pixel_values=batch["pixel_values"][:2], max_new_tokens=1)
+        fewer = {
+            **tiny_batch("btitti", "bti", padding_side="left", targets=False),
+            "pixel_values": batch["pixel_values"][:2],
+        }
+        model.generate(**fewer, max_new_tokens=1)
     with pytest.raises(ValueError, match="2 target pictures for 3 images"):
         model(**{**batch, "target_pixel_values": batch["target_pixel_values"][:2]})
     with pytest.raises(ValueError, match="32, 32.*64, 64"):
@@ -899,14 +903,16 @@ def test_images_without_their_start_of_image_token_cannot_be_drawn(model) -> Non
 
 
 def test_image_tokens_without_pictures(model) -> None:
-    """Nothing is generated from them; a forward reads them as plain tokens, as in LLaVA, and says so."""
+    """Nothing is generated from them, and no forward reads them as nothing."""
     batch = tiny_batch("btit", targets=False)
     del batch["pixel_values"]
     with pytest.raises(ValueError, match="^Image features and image tokens do not match, tokens: 4, features: 0"):
         model.generate(**batch, max_new_tokens=2)
-    with torch.no_grad():
-        embeds = model.get_input_embeddings()(batch["input_ids"])
-        assert torch.equal(model(**batch).logits, model(inputs_embeds=embeds).logits)
+    with pytest.raises(ValueError, match="^Image features and image tokens do not match, tokens: 4, features: 0"):
+        model(**batch)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with pytest.raises(ValueError, match="^Image features and image tokens do not match, tokens: 4, features: 0"):
+        model(inputs_embeds=embeds)
 
 
 # ---- saving and loading ----------------------------------------------------------------------------------------------

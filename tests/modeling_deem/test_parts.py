@@ -53,9 +53,9 @@ from transformers import (
 
 from modeling_deem import DeemForConditionalGeneration, DeemImageDecoder, DeemImageDecoderConfig, drawn_size
 from modeling_deem.configuration_deem import DENOISERS
-from modeling_deem.image_decoder_deem import own_features
+from modeling_deem.image_states_deem import own_features
 from modeling_deem.scheduling_deem import add_noise
-from modeling_deem.text_deem import ATTENTION_OUTPUT
+from modeling_deem.text_deem import LAYERS
 from modeling_deem.vision_deem import PLAIN_ENCODERS, STAGED_ENCODERS, pyramid_sides
 
 # What a family's tiny config has besides TEXT.
@@ -191,7 +191,7 @@ def plain_language_model(model: DeemForConditionalGeneration) -> torch.nn.Module
 
 
 def test_every_text_family_is_tried() -> None:
-    assert set(TEXTS) == set(ATTENTION_OUTPUT)
+    assert set(TEXTS) == set(LAYERS)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["head of its own", "tied head"])
@@ -236,24 +236,30 @@ def test_image_attention_stands_where_the_family_adds_self_attention(family: str
             with_kwargs=True,
         ),
         block.register_forward_hook(lambda module, args, output: seen.update(query=args[0], residual=output)),
-        getattr(layer, ATTENTION_OUTPUT[family]).register_forward_hook(
-            lambda module, args, output: seen.update(added=output[0] if isinstance(output, tuple) else output)
-        ),
     ]
+    with_images = layer.with_images
+
+    def watched(hidden_states, attended, image_states):
+        seen.update(stream=hidden_states, attended=attended, added=with_images(hidden_states, attended, image_states))
+        return seen["added"]
+
+    layer.with_images = watched
     reading = []
     layer.mlp.register_forward_pre_hook(lambda module, args: reading.append(args[0]))
     with torch.no_grad():
         model(**tiny_batch("bttitit", targets=False))
         for handle in handles:
             handle.remove()
+        query, attended, added, residual = (seen[name].clone() for name in ("query", "attended", "added", "residual"))
         block.gate.zero_()
         model(**tiny_batch("bttitit", targets=False))
-    assert seen["residual"].abs().max() > 1e-3
+    assert residual.abs().max() > 1e-3
     # The MLP of the same layer reads it, except where it runs beside self-attention.
     beside = getattr(model.config.text_config, "use_parallel_residual", False)
     assert torch.allclose(*reading, rtol=0, atol=1e-4) == beside
-    attention = seen["query"] - seen["entry"]
-    torch.testing.assert_close(seen["added"], attention + seen["residual"], rtol=0, atol=1e-5)
+    assert torch.equal(seen["stream"], seen["entry"])
+    torch.testing.assert_close(query, seen["entry"] + attended, rtol=0, atol=1e-5)
+    torch.testing.assert_close(added, attended + residual, rtol=0, atol=1e-5)
 
 
 def test_a_language_model_that_caps_its_logits_is_refused() -> None:

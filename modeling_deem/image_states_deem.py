@@ -1,0 +1,265 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Which tokens see which images: the one carrier of it, and where documents and drawn images begin.
+
+Letters: B sequences, T tokens, N images of the batch, n images per sequence at most, G images to draw, L context length,
+Q image tokens per image, S cells of all levels, E feature width, D language width, H heads, c value channels per head.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from transformers.utils import ModelOutput
+
+from .vision_deem import resize_region_masks
+
+
+@dataclass
+class DeemImageStates(ModelOutput):
+    """What image attention needs of the images of a batch.
+
+    Attributes:
+        features: (N, S, E), the attended pyramid levels of every image, flattened, one behind the other.
+        sides: (height, width) of these levels.
+        visible: bool (B, T, n), which images each token of the prompt sees, or (G, n) for images to draw. Tokens behind
+            the prompt see what its last token sees: a bos that the model writes or proposes begins no document.
+        index: int64 (B, n), which of the N images is the k-th of each row (0 where a row has fewer); None where each
+            row has one image, its own.
+        kept_values: projected values (B, n, H, c, S) by block, kept from step to step; None where nothing is kept.
+        kept_tables: the position tables of each block, kept likewise.
+    """
+
+    features: torch.Tensor | None = None
+    sides: list[tuple[int, int]] | None = None
+    visible: torch.Tensor | None = None
+    index: torch.Tensor | None = None
+    kept_values: dict[str, torch.Tensor] | None = None
+    kept_tables: dict[str, list[torch.Tensor]] | None = None
+
+    def of_tokens(self, start: int | torch.Tensor, length: int, keep: bool) -> "DeemImageStates":
+        """Return the states of `length` tokens from column `start` of the sequence on; `keep` the projected values."""
+        columns = torch.arange(length, device=self.visible.device) + start
+        visible = self.visible[:, columns.clamp(max=self.visible.shape[1] - 1)]
+        return replace(self, visible=visible, **({} if keep else {"kept_values": None, "kept_tables": None}))
+
+    def repeat(self, times: int) -> "DeemImageStates":
+        """Return the states of a batch of which every row stands `times` times, one behind the other."""
+        rows = {name: getattr(self, name).repeat_interleave(times, dim=0) for name in ("visible", "index")}
+        values = {key: value.repeat_interleave(times, dim=0) for key, value in (self.kept_values or {}).items()}
+        return replace(self, **rows, kept_values=values)
+
+    def get_values(self, key: str, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return the projected values (B, n, H, c, S) of block `key`; `project` maps (N, S, E) to (N, H, c, S)."""
+        if self.kept_values is not None and key in self.kept_values:
+            return self.kept_values[key]
+        values = project(self.features)
+        values = values[:, None] if self.index is None else values[self.index]
+        if self.kept_values is not None:
+            self.kept_values[key] = values
+        return values
+
+    def get_tables(self, key: str) -> list[torch.Tensor] | None:
+        """Return the list in which block `key` keeps its position tables; None where nothing is kept."""
+        return None if self.kept_tables is None else self.kept_tables.setdefault(key, [])
+
+
+# ---- which images ------------------------------------------------------------------------------------------------------
+
+
+def flatten_features(image_features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """V maps (N, E, side, side) -> (N, S, E), levels one behind the other, each row by row."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in image_features], dim=1)
+
+
+def no_features(*shape: int, like: torch.Tensor) -> DeemImageStates:
+    """Return the states of a batch (B, T) or of images (G,) that sees no image; features of the kind of `like` (E,)."""
+    index = torch.zeros(shape[0], 0, dtype=torch.long, device=like.device)
+    visible = torch.zeros(*shape, 0, dtype=torch.bool, device=like.device)
+    return DeemImageStates(features=like.new_zeros(0, 0, like.shape[-1]), sides=[], visible=visible, index=index)
+
+
+def own_features(
+    image_features: tuple[torch.Tensor, ...], region_masks: torch.Tensor | None = None, resize: str = "bilinear"
+) -> DeemImageStates:
+    """Return states in which each of N images sees its own pyramid (N, E, side, side), zero outside its region."""
+    if region_masks is not None:
+        image_features = [
+            level * resize_region_masks(region_masks, level.shape[-2:], resize).to(level.dtype)
+            for level in image_features
+        ]
+    count, device = image_features[0].shape[0], image_features[0].device
+    return DeemImageStates(
+        features=flatten_features(image_features),
+        sides=[tuple(level.shape[-2:]) for level in image_features],
+        visible=torch.ones(count, 1, dtype=torch.bool, device=device),
+    )
+
+
+def locate_images(
+    is_image: torch.Tensor, is_bos: torch.Tensor, num_image_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which images each row has, and which of them each token sees (spec section 3, cross-attention mask).
+
+    A token sees an image from the image's first token on, until the next document starts.
+
+    Args:
+        is_image: bool (B, T), image tokens; every Q of them in a row are one image.
+        is_bos: bool (B, T), document starts.
+
+    Returns:
+        index int64 (B, n): flat number of the k-th image of each row, 0 where a row has fewer;
+        visible bool (B, T, n).
+    """
+    batch, length = is_image.shape
+    rows, columns = first_image_tokens(is_image, num_image_tokens)
+    place = (is_image.cumsum(1)[rows, columns] - 1) // num_image_tokens
+    most = int(place.max()) + 1 if len(place) else 0
+
+    index = rows.new_zeros(batch, most)
+    first_column = rows.new_full((batch, most), length)  # an absent image never begins
+    index[rows, place] = torch.arange(len(rows), device=rows.device)
+    first_column[rows, place] = columns
+
+    token = torch.arange(length, device=is_image.device)[None, :, None]
+    first_column = first_column[:, None]
+    visible = (first_column <= token) & (first_column > last_document_start(is_bos)[..., None])
+    return index, visible
+
+
+def first_image_tokens(is_image: torch.Tensor, num_image_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns, int64 (N,) each, of every image's first token among the image tokens, bool (B, T)."""
+    is_first = is_image & (is_image.cumsum(1) % num_image_tokens == 1 % num_image_tokens)
+    return is_first.nonzero(as_tuple=True)
+
+
+# ---- where documents and drawn images begin ----------------------------------------------------------------------------
+
+
+def last_document_start(is_bos: torch.Tensor) -> torch.Tensor:
+    """bool (B, T) -> int64 (B, T), the column of the latest bos at or before each token, -1 before the first."""
+    columns = torch.arange(is_bos.shape[1], device=is_bos.device)
+    return torch.where(is_bos, columns, -1).cummax(dim=1).values
+
+
+@dataclass
+class ImagePlaces:
+    """Where images are drawn: rows and columns of their start-of-image tokens, and the columns where their documents
+    start, int64 (G,) each."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    document_starts: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, starts: torch.Tensor | None, config
+    ) -> "ImagePlaces":
+        """Places in a text (B, T); a document starts at the latest bos before the image unless `starts` says."""
+        if starts is None:
+            latest = last_document_start(input_ids == config.bos_token_id)
+            starts = latest[rows, (columns - 1).clamp(min=0)].clamp(min=0)
+        return cls(rows, columns, starts)
+
+    @classmethod
+    def of_images(cls, input_ids: torch.Tensor, config, document_starts: torch.Tensor | None = None) -> "ImagePlaces":
+        """Places of all images that the text (B, T) holds, in the order of the batch."""
+        begins_image = input_ids == config.start_of_image_token_id
+        begins_image[:, :-1] &= input_ids[:, 1:] == config.image_token_id
+        begins_image[:, -1] = False
+        rows, columns = begins_image.nonzero(as_tuple=True)
+        return cls.of(input_ids, rows, columns, document_starts, config)
+
+    def context_columns(self, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns of each image's context, from its start-of-image token back to its document's start.
+
+        Args:
+            attention_mask: (B, T), 0 at padding, or None.
+
+        Returns:
+            columns int64 (G, L); mask bool (G, L), True where a column counts.
+        """
+        longest = int((self.columns - self.document_starts).max()) + 1
+        columns = self.columns[:, None] - torch.arange(longest, device=self.columns.device)  # [G, L]
+        mask = columns >= self.document_starts[:, None]
+        columns = columns.clamp(min=0)
+        if attention_mask is not None:
+            mask = mask & attention_mask.bool()[self.rows[:, None], columns]
+        return columns, mask
+
+
+def gather_contexts(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, places: ImagePlaces
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states (B, T, D) before each image, reversed in time (spec section 7).
+
+    Returns:
+        contexts (G, L, D), the start-of-image token first; mask bool (G, L).
+    """
+    columns, mask = places.context_columns(attention_mask)
+    return hidden_states[places.rows[:, None], columns] * mask[..., None].to(hidden_states.dtype), mask
+
+
+def is_supervised(context_mask: torch.Tensor, image_loss_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """bool (G,): which images the image loss learns to draw, from the mask (G, L) of their contexts.
+
+    An image whose context is no more than a bos and a start-of-image token has nothing to be drawn from.
+
+    Args:
+        image_loss_mask: bool (G,), what the caller wants supervised.
+    """
+    supervised = context_mask.sum(1) > 2
+    return supervised if image_loss_mask is None else supervised & image_loss_mask.bool()
+
+
+def supervised_images(batch: dict[str, torch.Tensor], config) -> torch.Tensor:
+    """bool (N,): the images that the image loss of a batch of `DeemDataCollator` is a mean over.
+
+    All of them where the config's `image_loss_reduction` is "all".
+    """
+    places = ImagePlaces.of_images(batch["input_ids"], config, batch.get("document_starts"))
+    if config.image_decoder_config.image_loss_reduction == "all" or not len(places.rows):
+        return torch.ones_like(places.rows, dtype=torch.bool)
+    _, mask = places.context_columns(batch.get("attention_mask"))
+    return is_supervised(mask, batch.get("image_loss_mask"))
+
+
+def previous_features(
+    image_features: tuple[torch.Tensor, ...], given: ImagePlaces, drawn: ImagePlaces, num_previous_images: int
+) -> DeemImageStates:
+    """Return states in which each image to draw sees the images just before it in its document (spec section 7).
+
+    Args:
+        image_features: V maps (N, E, side, side) of all images given, in the order of their places.
+        drawn: places of the G images to draw.
+    """
+    length = int(max(given.columns.max(), drawn.columns.max())) + 1
+    order = given.rows * length + given.columns
+    before = torch.searchsorted(order, drawn.rows * length + drawn.columns)  # images before it
+    steps = torch.arange(num_previous_images, 0, -1, device=order.device)  # oldest first
+    index = before[:, None] - steps  # [G, m]
+    visible = index >= 0
+    index = index.clamp(min=0)
+    visible = visible & (given.rows[index] == drawn.rows[:, None])
+    visible = visible & (given.columns[index] >= drawn.document_starts[:, None])
+    return DeemImageStates(
+        features=flatten_features(image_features),
+        sides=[tuple(level.shape[-2:]) for level in image_features],
+        visible=visible,
+        index=index,
+    )
+
+
+__all__ = [
+    "DeemImageStates",
+    "ImagePlaces",
+    "first_image_tokens",
+    "flatten_features",
+    "gather_contexts",
+    "is_supervised",
+    "last_document_start",
+    "locate_images",
+    "no_features",
+    "own_features",
+    "previous_features",
+    "supervised_images",
+]
