@@ -45,15 +45,14 @@ from transformers import (
 )
 from trl import TrlParser
 
+from recipes.synthetic.scenes import Scene, World
 from recipes.synthetic.tiny_diffusion import SIZE, new_scheduler, new_unet, new_vae
-from recipes.world import (
+from recipes.synthetic.vocabulary import (
     COLORS,
     DETAILS,
     HELD_OUT,
     KINDS,
     UNSEEN,
-    Scene,
-    World,
     dominant_color,
     first_color,
     first_kind,

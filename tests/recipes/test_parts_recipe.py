@@ -25,8 +25,9 @@ from recipes.parts import (
     whole_folder,
     world_texts,
 )
+from recipes.synthetic.scenes import World
 from recipes.synthetic.tiny_diffusion import new_vae
-from recipes.world import HELD_OUT, World
+from recipes.synthetic.vocabulary import HELD_OUT
 
 TINY = {"num_pictures": 16, "num_texts": 40, "num_held_out": 8, "steps_scale": 0.004}
 
