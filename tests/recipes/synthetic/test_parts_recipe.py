@@ -17,7 +17,6 @@ from recipes.synthetic.parts.diffusion_pipeline import draw, train_vae
 from recipes.synthetic.parts.images import render, share_of_colors, to_pil, to_unit
 from recipes.synthetic.parts.texts import train_tokenizer, world_texts
 from recipes.synthetic.scenes import World
-from recipes.synthetic.tiny_diffusion import new_vae
 from recipes.synthetic.vocabulary import HELD_OUT
 
 TINY = {"num_pictures": 16, "num_texts": 40, "num_held_out": 8, "steps_scale": 0.004}
