@@ -21,7 +21,8 @@ from pathlib import Path
 from trl import TrlParser
 
 from recipes.evaluate import format_figures
-from recipes.world import HELD_OUT, World
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import HELD_OUT
 
 RECIPES = Path(__file__).resolve().parent
 

@@ -42,7 +42,8 @@ from recipes.generate import (
     redraw_pictures,
     write_text,
 )
-from recipes.world import COLORS, HELD_OUT, Scene, World, dominant_color, first_color, first_kind
+from recipes.synthetic.scenes import Scene, World
+from recipes.synthetic.vocabulary import COLORS, HELD_OUT, dominant_color, first_color, first_kind
 
 
 @dataclass

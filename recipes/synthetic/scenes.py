@@ -1,5 +1,14 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""What is in a picture of the synthetic world, and what is said about it."""
+"""What is in an image of the synthetic world, and what is said about it.
+
+An image (`Scene`) shows one large *main* object and up to three small ones on a low-saturation background. Everything said
+about it (captions, documents, questions, region masks) is derived from the numbers that draw it. A scene is a function of
+`(seed, shifted, index)` alone; `size` only changes the number of pixels it is drawn with.
+
+Splits: scenes `0 ... HELD_OUT - 1` are for training, scenes from `HELD_OUT` on are for evaluation.
+Shift: `World(shifted=True)` has other textures, tinted backgrounds, strayed colors and pixel noise, and half of its main
+objects are combinations of kind and color (`UNSEEN`) that the unshifted world never shows.
+"""
 
 import colorsys
 import math
@@ -11,20 +20,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from recipes.synthetic.drawing import draw, run_lengths
+from recipes.synthetic.drawing import Background, Shape, draw, run_lengths
 from recipes.synthetic.vocabulary import (
     BACKGROUNDS,
     COLORS,
     DETAILS,
+    EXTENTS,
     KINDS,
+    MAX_IMAGES,
     MAX_OBJECTS,
-    MAX_PICTURES,
     NUMBERS,
     PERIODS,
     POSITIONS,
     SHIFTED_BACKGROUNDS,
     SHIFTED_TEXTURES,
-    SIZES,
     TEXTURES,
     UNSEEN,
     article,
@@ -35,11 +44,10 @@ from recipes.synthetic.vocabulary import (
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. Lengths are shares of the picture's side, angles radians; (0, 0) is the top left corner.
+    """One object. Lengths are shares of the image's side, angles radians; (0, 0) is the top left corner.
 
     `size` is large, medium or small; `orientation` upright or tilted (turned by about half of the angle after which the
-    shape looks the same again), None for circles; `position` one of `POSITIONS`. `mask` (size, size) bool is what of the
-    object is visible.
+    shape looks the same again), None for circles; `position` one of `POSITIONS`.
     """
 
     kind: str
@@ -56,12 +64,13 @@ class SceneObject:
 
     @property
     def mask(self) -> np.ndarray:
+        """Where the object is visible, (size, size) bool."""
         return self.scene.masks[self.number]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of a `World` with its truth. Drawn when `image` or `masks` is first asked for."""
+    """One image of a `World` with its truth. Drawn when `image` or `masks` is first asked for."""
 
     world: "World"
     index: int
@@ -78,11 +87,16 @@ class Scene:
 
     @cached_property
     def _drawn(self) -> tuple[Image.Image, list[np.ndarray]]:
-        return draw(self)
+        rgb = (BACKGROUNDS | SHIFTED_BACKGROUNDS)[self.background]
+        grain = None
+        if self.world.shifted:
+            grain = self.world.rng(self.index, "grain").normal(0, 9, (3, 64, 64)).astype(np.float32)
+        shapes = [Shape(thing.kind, thing.center, thing.extent, thing.angle, thing.rgb) for thing in self.objects]
+        return draw(self.world.size, shapes, Background(rgb, self.texture, self.style, self.light, grain))
 
     @property
     def image(self) -> Image.Image:
-        """PIL picture, RGB, (size, size)."""
+        """The scene drawn, RGB, `size` by `size` pixels."""
         return self._drawn[0]
 
     @property
@@ -92,13 +106,17 @@ class Scene:
 
     @property
     def main(self) -> SceneObject:
+        """The largest object."""
         return self.objects[0]
 
     def caption(self, detail: str = "medium") -> str:
-        """What the picture shows, the main object first.
+        """Return what the image shows, the main object first.
 
         "coarse": kinds and counts; "medium": color and kind of each; "full": also sizes, orientation, positions and
-        background. Raises ValueError for another level.
+        background.
+
+        Raises:
+            ValueError: for another level of detail.
         """
         if detail == "coarse":
             counts = Counter(thing.kind for thing in self.objects)  # a Counter keeps the order of first sight
@@ -114,12 +132,12 @@ class Scene:
         raise ValueError(f"detail={detail!r} is not a level of detail. Use one of {', '.join(DETAILS)}.")
 
     def questions(self) -> list[dict[str, str]]:
-        """Questions about the whole picture, dicts of question, answer and attribute; the order never changes.
+        """Return questions about the whole image, dicts of question, answer and attribute; the order never changes.
 
         Attributes: kind, color, count, size, orientation, position, presence, background. Only what has one right
         answer is asked: an object is named by its kind only where no other object has that kind.
         """
-        rng = self.world._rng(self.index, "questions")
+        rng = self.world.rng(self.index, "questions")
         kinds = Counter(thing.kind for thing in self.objects)
         colors = {thing.color for thing in self.objects}
         pairs = {(thing.color, thing.kind) for thing in self.objects}
@@ -132,7 +150,7 @@ class Scene:
             ("What color is the background?", self.background, "background"),
         ]
         for thing in self.objects:
-            name = f"{thing.color} {thing.kind}"  # colors never repeat within a picture
+            name = f"{thing.color} {thing.kind}"  # colors never repeat within an image
             asked.append((f"What is the {thing.color} object?", thing.kind, "kind"))
             asked.append((f"What size is the {name}?", thing.size, "size"))
             asked.append((f"Where is the {name}?", thing.position, "position"))
@@ -154,8 +172,10 @@ class Scene:
         return [{"question": question, "answer": answer, "attribute": name} for question, answer, name in asked]
 
     def region_questions(self) -> list[dict[str, Any]]:
-        """Questions about a marked object, as `questions` with the object's number under `object`; its mask is
-        `masks[object]`. The text does not say which object is meant: only the mask does."""
+        """Return questions about a marked object, as `questions` with the object's number under `object`.
+
+        Its mask is `masks[object]`. The text does not say which object is meant: only the mask does.
+        """
         asked = []
         for thing in self.objects:
             asked.append(("What is in this region?", thing.kind, "kind", thing.number))
@@ -165,7 +185,7 @@ class Scene:
         return [dict(zip(keys, row, strict=True)) for row in asked]
 
     def truth(self, **extra: Any) -> dict[str, Any]:
-        """All that is known about the picture, as plain JSON data; masks as uncompressed COCO run lengths."""
+        """Return all that is known about the image, as plain JSON data with `extra`; masks as uncompressed COCO run lengths."""
         objects = []
         for thing, mask in zip(self.objects, self.masks, strict=True):
             row = {key: value for key, value in vars(thing).items() if key != "scene"}
@@ -179,7 +199,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Document:
-    """Interleaved text and pictures: picture `i` belongs to sentence `matched_text_index[i]`."""
+    """Interleaved text and images: image `i` belongs to sentence `matched_text_index[i]`."""
 
     text_list: list[str]
     scenes: list[Scene]
@@ -192,10 +212,13 @@ class World:
 
     Args:
         seed: any non-negative integer; another seed is another world of the same kind.
-        size: side of the pictures in pixels, at least 16.
-        shifted: the out-of-distribution variant (see the module's text).
+        size: side of the images in pixels, at least 16.
+        shifted: the out-of-distribution variant (see the top of the module).
         max_objects: 1 to 4. A scene of a world with fewer objects is the same scene without its last objects, so
-            `max_objects=1` gives pictures of one color.
+            `max_objects=1` gives images of one color.
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
     seed: int = 0
@@ -211,15 +234,15 @@ class World:
         if not 1 <= self.max_objects <= MAX_OBJECTS:
             raise ValueError(f"max_objects={self.max_objects} is out of range. Give 1 to {MAX_OBJECTS}.")
 
-    def _rng(self, index: int, purpose: str) -> np.random.Generator:
-        # one stream per purpose: a change in how questions are drawn leaves the pictures as they are
+    def rng(self, index: int, purpose: str) -> np.random.Generator:
+        """Return the random numbers of a scene for one purpose; how one purpose uses them does not change the others."""
         return np.random.default_rng([self.seed, int(self.shifted), index, *purpose.encode()])
 
     def scene(self, index: int) -> Scene:
-        """Scene number `index` (any integer from 0 on)."""
+        """Return scene number `index` (any integer from 0 on)."""
         if index < 0:
             raise ValueError(f"index={index} is negative. Give a scene number from 0 on.")
-        rng = self._rng(index, "scene")
+        rng = self.rng(index, "scene")
         backgrounds = tuple(SHIFTED_BACKGROUNDS if self.shifted else BACKGROUNDS)
         textures = SHIFTED_TEXTURES if self.shifted else TEXTURES
         return Scene(
@@ -232,10 +255,10 @@ class World:
             num_objects=min(int(rng.choice(4, p=(0.35, 0.35, 0.2, 0.1))) + 1, self.max_objects),
         )
 
-    def document(self, index: int, max_pictures: int = MAX_PICTURES) -> Document:
-        """A document that shows scene `index` and up to `max_pictures - 1` scenes that follow it."""
-        rng = self._rng(index, "document")
-        scenes = [self.scene(index + i) for i in range(int(rng.integers(1, max_pictures + 1)))]
+    def document(self, index: int, max_images: int = MAX_IMAGES) -> Document:
+        """Return a document that shows scene `index` and up to `max_images - 1` scenes that follow it."""
+        rng = self.rng(index, "document")
+        scenes = [self.scene(index + i) for i in range(int(rng.integers(1, max_images + 1)))]
         sentences = [pick(rng, ("Here are some shapes.", "Look at these pictures.", "This is a picture book."))]
         matches = []
         starts = ("This is", "We can see", "The picture shows", "Here is", "Look at")
@@ -250,7 +273,8 @@ class World:
 
 
 def _place_objects(scene: Scene) -> list[SceneObject]:
-    world, rng = scene.world, scene.world._rng(scene.index, "objects")
+    """Choose kind, color, size, place and angle of each object, the main one first."""
+    world, rng = scene.world, scene.world.rng(scene.index, "objects")
     # drawn one object after the other, so that leaving out the last ones does not change the first
     colors, objects = list(COLORS), []
     for number in range(scene.num_objects):
@@ -261,7 +285,7 @@ def _place_objects(scene: Scene) -> list[SceneObject]:
             kind = pick(rng, [k for k in KINDS if world.shifted or (k, color) not in UNSEEN])
         colors.remove(color)
         size = "small" if number else pick(rng, ("large", "medium"))
-        extent = rng.uniform(*SIZES[size])
+        extent = rng.uniform(*EXTENTS[size])
         orientation, angle = None, 0.0
         if kind != "circle":
             orientation = pick(rng, ("upright", "tilted"))
@@ -282,8 +306,11 @@ def _place_objects(scene: Scene) -> list[SceneObject]:
 
 
 def _free_cell(rng: np.random.Generator, objects: list[SceneObject], extent: float) -> tuple[str, tuple[float, float]]:
-    """A place for a small object that overlaps the others little: the first of a random order that keeps 95 % of the
-    distance at which bounding circles touch, or the roomiest."""
+    """Return a place for a small object that overlaps the others little.
+
+    Of a random order of places, the first that keeps 95 % of the distance at which bounding circles touch; else the place
+    with the most room.
+    """
     best, most = ("center", (0.5, 0.5)), -math.inf
     for position in rng.permutation(POSITIONS):
         center = _cell_center(str(position), reach=0.33, jitter=rng.uniform(-0.04, 0.04, 2))
@@ -296,13 +323,14 @@ def _free_cell(rng: np.random.Generator, objects: list[SceneObject], extent: flo
 
 
 def _cell_center(position: str, reach: float, jitter: np.ndarray) -> tuple[float, float]:
+    """Return the point of a named position, `reach` from the image's center, moved by `jitter`."""
     x = ("right" in position) - ("left" in position)
     y = ("bottom" in position) - ("top" in position)
     return (0.5 + reach * x + jitter[0], 0.5 + reach * y + jitter[1])
 
 
 def _stray(rgb: tuple[int, int, int], turn: float, saturation: float, value: float) -> tuple[float, float, float]:
-    """Turns the hue by `turn` degrees and scales saturation and value."""
+    """Turn the hue by `turn` degrees and scale saturation and value."""
     h, s, v = colorsys.rgb_to_hsv(*(channel / 255 for channel in rgb))
     r, g, b = colorsys.hsv_to_rgb((h + turn / 360) % 1, s * saturation, v * value)
     return (255 * r, 255 * g, 255 * b)

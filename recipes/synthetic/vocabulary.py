@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""The vocabulary of the synthetic world, and reading its words and colors back out of text and pictures."""
+"""The vocabulary of the synthetic world, and reading its words and colors back out of text and images."""
 
 import math
 import re
@@ -27,19 +27,20 @@ SHIFTED_BACKGROUNDS = {
 }
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SHIFTED_TEXTURES = ("wavy", "ringed", "speckled")
-SIZES = {"large": (0.47, 0.55), "medium": (0.37, 0.42), "small": (0.17, 0.22)}  # extent as a share of the side
+EXTENTS = {
+    "large": (0.47, 0.55),
+    "medium": (0.37, 0.42),
+    "small": (0.17, 0.22),
+}  # lowest and highest, as a share of the side
 POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 DETAILS = ("coarse", "medium", "full")
 UNSEEN = {("circle", "yellow"), ("square", "purple"), ("triangle", "green"), ("star", "cyan")}
 HELD_OUT = 1_000_000  # scenes from this index on are never trained on
 MAX_OBJECTS = 4
-MAX_PICTURES = 4  # per document
+MAX_IMAGES = 4  # per document
 
-PERIODS = {
-    "square": math.pi / 2,
-    "triangle": 2 * math.pi / 3,
-    "star": 2 * math.pi / 5,
-}  # turned by this: looks the same
+# A shape turned by this angle (radians) looks the same.
+PERIODS = {"square": math.pi / 2, "triangle": 2 * math.pi / 3, "star": 2 * math.pi / 5}
 NUMBERS = ("no", "one", "two", "three", "four")
 SYNONYMS = {
     "large": "big",
@@ -53,12 +54,10 @@ HUES = {"red": 0.0, "yellow": 50.0, "green": 131.0, "cyan": 185.0, "blue": 230.0
 
 
 def dominant_color(image: Image.Image) -> str | None:
-    """Name of the color (of `COLORS`) that covers most of a picture, backgrounds aside; None where no color covers
-    2 % of it.
+    """Return the color (of `COLORS`) that covers most of an image, or None where no color covers 2 % of it.
 
-    A pixel counts when it is vivid (its largest and smallest channel differ by at least 30 % of the range and by 45 % of
-    the largest), and for the color of the nearest hue. The rule knows nothing of shapes and places, and washed-out
-    pixels count for nothing.
+    Only vivid pixels count: those whose largest and smallest channels differ by at least 30 % of the range and by 45 % of
+    the largest. Backgrounds and washed-out pixels are not vivid. Each counts for the color with the nearest hue.
     """
     pixels = np.asarray(image.convert("RGB"), np.float32).reshape(-1, 3) / 255
     most, least = pixels.max(1), pixels.min(1)
@@ -75,24 +74,27 @@ def dominant_color(image: Image.Image) -> str | None:
 
 
 def first_kind(text: str) -> str | None:
-    """The first kind of object (of `KINDS`; singular or plural) that a text names, None if it names none."""
+    """Return the first kind of object (of `KINDS`; singular or plural) that a text names, or None."""
     found = re.search(rf"\b({'|'.join(KINDS)})s?\b", text.lower())
     return found.group(1) if found else None
 
 
 def first_color(text: str) -> str | None:
-    """The first color (of `COLORS`) that a text names, None if it names none."""
+    """Return the first color (of `COLORS`) that a text names, or None."""
     found = re.search(rf"\b({'|'.join(COLORS)})\b", text.lower())
     return found.group(1) if found else None
 
 
 def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    """Return one of the options at random."""
     return options[int(rng.integers(len(options)))]
 
 
 def article(noun: str) -> str:
+    """Return the noun with its indefinite article."""
     return f"a {noun}"  # no kind and no color begins with a vowel sound
 
 
 def enumerate_phrases(phrases: list[str]) -> str:
+    """Return the phrases as "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"

@@ -13,7 +13,9 @@ from typing import Any
 from accelerate import PartialState
 from trl import TrlParser
 
-from recipes.world import HELD_OUT, World, write_formats
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import HELD_OUT
+from recipes.synthetic.writers import write_formats
 
 WORLD = Path("runs/world")
 PARTS = Path("runs/parts")

@@ -11,7 +11,7 @@ import inspect
 import pytest
 import torch
 from deem_fixtures import BOS, IMAGE, STRUCTURE, VOCABULARY, Q, positions_of, rows_of, tiny_batch, tiny_model
-from test_parts import text_config, vision_config
+from family_fixtures import text_config, vision_config
 from transformers import DynamicCache, StaticCache, logging
 from transformers.generation import CompileConfig, GenerationMixin
 from transformers.testing_utils import CaptureLogger

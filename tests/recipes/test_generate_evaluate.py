@@ -16,7 +16,8 @@ from PIL import Image
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
 from recipes import evaluate, generate
-from recipes.world import COLORS, HELD_OUT, World
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import COLORS, HELD_OUT
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from modeling_deem import DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes import sft_trl
 from recipes.sft_trl import ChatCollator, TextTrainer, TextTrainingArguments, load_rows, make_trainer
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import write_formats
 from recipes.training.adapters import LANGUAGE_MODEL, adapter_targets
-from recipes.world import World, write_formats
 
 OPTIONS = {
     "use_cpu": True,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import build_tokenizer
 from deem_fixtures import SIDE, Q, tiny_config, tiny_draws
-from test_parts import DIFFUSIONS, text_config, vision_config
+from family_fixtures import DIFFUSIONS, text_config, vision_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 from upstream import MISSING, load, why_absent

@@ -10,7 +10,8 @@ import torch
 from processing import DeemDataCollator
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.concatenating import Concatenation, Concatenator
-from recipes.world import World, write_formats
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import write_formats
 
 
 def rows_of(lengths: list[int], images: list[int] | None = None, **settings) -> list[list[str]]:

@@ -22,8 +22,9 @@ from recipes.data.readers.questions import ONE_WORD_REQUEST, QuestionReader
 from recipes.data.readers.reader import BadSample, DataReport, open_image
 from recipes.data.sources import DataArguments, build_dataset, find_files
 from recipes.data.stream.shuffling import RecordStream
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import write_formats
 from recipes.training import defaults
-from recipes.world import World, write_formats
 
 SHARED = Path(__file__).resolve().parents[3] / "../shared"
 

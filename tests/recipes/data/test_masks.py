@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from recipes.data.readers.masks import box_mask, decode_segmentation, scaled_box, vcr_mask
-from recipes.world import World
+from recipes.synthetic.scenes import World
 
 
 def test_masks_equal_pycocotools(shared_file):

@@ -22,8 +22,10 @@ from recipes.data.samples import IMAGE, content, dialogue, released_dialogue
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream import dataset
 from recipes.data.stream.shuffling import RecordStream
-from recipes.synthetic import regions as writers
-from recipes.world import KINDS, World
+from recipes.synthetic import writers
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import KINDS
+from recipes.synthetic.writers.objects import bounding_box, expression
 
 WORLD = World(size=48)
 
@@ -66,8 +68,8 @@ def test_refcoco(tmp_path, split_by):
         assert len(records) == len(training) and not counts["skipped"]
         for record, thing in zip(records, training, strict=True):
             user, answer = texts(record)
-            expressions = {writers.expression(thing), f"{thing.color} {thing.kind}"}
-            x, y, width, height = writers.bounding_box(thing.mask)
+            expressions = {expression(thing), f"{thing.color} {thing.kind}"}
+            x, y, width, height = bounding_box(thing.mask)
             if len(record["images"]) == 1:
                 tasks["grounding"] += 1
                 asked = user.removeprefix(
@@ -108,9 +110,9 @@ def test_visual_genome(tmp_path):
     writers.write_vg(tmp_path, World(size=160), 6)
     records, counts = read(tmp_path, "vg", tasks=("referring",), flip_probability=0.0)
     things = [thing for index in range(6) for thing in World(size=160).scene(index).objects]
-    boxes = [writers.bounding_box(thing.mask) for thing in things]
+    boxes = [bounding_box(thing.mask) for thing in things]
     small = [thing for thing, (_, _, width, height) in zip(things, boxes, strict=True) if width * height < 16384]
-    assert [texts(record)[1] for record in records] == [writers.expression(thing) for thing in small]
+    assert [texts(record)[1] for record in records] == [expression(thing) for thing in small]
     assert 0 < len(small) and not counts["skipped"]
 
 
@@ -217,7 +219,7 @@ def test_coco_instances(tmp_path):
 
 @pytest.mark.parametrize("joint", [" ", ":"])
 def test_parts(tmp_path, joint):
-    writers.write_parts(tmp_path, WORLD, 5, joint=joint)
+    writers.write_object_halves(tmp_path, WORLD, 5, joint=joint)
     records, _ = read(tmp_path, "regions")
     for index, record in enumerate(records):
         check(record)
@@ -237,7 +239,7 @@ def test_regions_with_captions(tmp_path, kind, hint):
     expected = Counter()
     for index in range(6):
         for thing in WORLD.scene(index).objects:
-            said = f"{thing.color} {thing.kind}" if kind == "refcoco+" else writers.expression(thing)
+            said = f"{thing.color} {thing.kind}" if kind == "refcoco+" else expression(thing)
             expected[said, int(thing.mask.sum())] += 1
     found = Counter()
     for record in records:
@@ -328,8 +330,7 @@ def test_osprey_descriptions(tmp_path):
         check(record)
         scene = WORLD.scene(index)
         told = {
-            mask.tobytes(): f"This is {writers.expression(t)}."
-            for mask, t in zip(scene.masks, scene.objects, strict=True)
+            mask.tobytes(): f"This is {expression(t)}." for mask, t in zip(scene.masks, scene.objects, strict=True)
         }
         assert texts(record)[1::2] == [told[mask.tobytes()] for mask in record["region_masks"][1:]]
         assert len(texts(record)) == 2 * len(scene.objects)

@@ -20,8 +20,10 @@ from recipes.data.readers.questions import ONE_WORD_REQUEST
 from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.shuffling import RecordStream
-from recipes.synthetic import texts as writers
-from recipes.world import MORE_FORMATS, World, write_formats
+from recipes.synthetic import writers
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import MORE_FORMATS, write_formats
+from recipes.synthetic.writers.files import ten_answers
 
 WORLD = World(size=32)
 
@@ -83,7 +85,7 @@ def test_questions(world, name, family):
             assert question.removesuffix(ONE_WORD_REQUEST) == QUESTION_PREFIX + asked["question"]
             (image,) = record["images"]
             assert shows(image, index) and record["mode"] == "image_to_text"
-            assert answer.removeprefix("The answer is ") in writers.ten_answers(asked["answer"])
+            assert answer.removeprefix("The answer is ") in ten_answers(asked["answer"])
             given.setdefault(number, set()).add(answer)
     drawn = name in ("textvqa", "aokvqa")  # one of ten people's answers; the others have one, or give the first
     assert (max(map(len, given.values())) == 2) == drawn
@@ -199,7 +201,7 @@ def test_karpathy_validation_gives_every_caption(world):
 def test_interleaved_rows(world):
     expected, index = [], 0
     while index < 10:
-        document = WORLD.document(index, max_pictures=min(4, 10 - index))
+        document = WORLD.document(index, max_images=min(4, 10 - index))
         pieces = []
         for number, sentence in enumerate(document.text_list):
             pieces += ["<image>" * document.matched_text_index.count(number), sentence]
@@ -278,7 +280,7 @@ def test_question_rows(world):
         (asked,) = (
             q for q in WORLD.scene(index).questions() if q["question"] == question.removeprefix(QUESTION_PREFIX)
         )
-        assert answer.removeprefix("The answer is ") in writers.ten_answers(asked["answer"])
+        assert answer.removeprefix("The answer is ") in ten_answers(asked["answer"])
         assert shows(record["images"][0], index)
 
 

@@ -17,8 +17,9 @@ from recipes.data.readers.captions import CaptionReader
 from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset, count_entries
 from recipes.data.stream.shuffling import RecordStream
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import write_caption_tars
 from recipes.training.trainer import DeemTrainer, DeemTrainingArguments
-from recipes.world import World, write_caption_tars
 
 
 def huge_png() -> bytes:

@@ -56,7 +56,8 @@ def train(model: PeftModel, steps: int) -> None:
 def test_copies_and_adapters_learn_and_nothing_else(adapted) -> None:
     model, base = adapted
     with torch.no_grad():
-        assert losses(model) == losses(base)  # adapters start at zero
+        # Adapters start at zero; sums may be rounded otherwise, by where tensors lie in memory.
+        torch.testing.assert_close(losses(model), losses(base), rtol=1e-6, atol=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     named = model.named_parameters(remove_duplicate=False)
     trainable = {name for name, parameter in named if parameter.requires_grad}

@@ -19,9 +19,10 @@ from recipes.data.readers.reader import DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.dataset import mirrored
 from recipes.precompute_latents import LatentArguments, check_complete, compare, encode, fill, pictures
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import write_caption_tars, write_formats
 from recipes.training.latent_cache import LatentCache, LatentCollator, picture_key, transform_id, vae_id, write_shard
 from recipes.training.trainer import LOSSES, DeemTrainer, DeemTrainingArguments
-from recipes.world import World, write_caption_tars, write_formats
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 

@@ -25,7 +25,8 @@ from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.dataset import POSITION, PositionCollator, SourceStream, flip_images
 from recipes.data.stream.shuffling import RecordStream
-from recipes.world import World, write_caption_tars, write_formats
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import write_caption_tars, write_formats
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from transformers import AutoModel
 from recipes import sft
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.evaluation.answers import answer_of, is_question, normalized, share_answered
-from recipes.world import HELD_OUT, World, write_formats
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import HELD_OUT
+from recipes.synthetic.writers import write_formats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

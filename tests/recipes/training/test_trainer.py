@@ -20,9 +20,10 @@ from transformers import AutoModel, AutoProcessor, TrainerCallback
 from processing import DeemDataCollator
 from recipes import pretrain
 from recipes.data.sources import DataArguments, build_dataset
+from recipes.synthetic.scenes import World
+from recipes.synthetic.writers import write_formats
 from recipes.training.parameter_groups import freeze_parts, match_parameters, parameter_groups, parts_table
 from recipes.training.trainer import LOSSES, DeemTrainer, DeemTrainingArguments, last_complete_checkpoint
-from recipes.world import World, write_formats
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.world import (
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import (
     COLORS,
     DETAILS,
     HELD_OUT,
     KINDS,
     UNSEEN,
-    World,
     dominant_color,
     first_color,
     first_kind,
+)
+from recipes.synthetic.writers import (
     write_caption_tars,
     write_formats,
     write_mmc4,
@@ -62,7 +64,7 @@ def test_fewer_objects_is_the_same_scene_without_the_last():
         assert alone.background == full.background
 
 
-def test_drawn_pictures_show_what_the_truth_says():
+def test_drawn_images_show_what_the_truth_says():
     """Masks lie where the object's center and color are; the main object is the largest; the rest stay visible."""
     for index in range(200):
         scene = World().scene(index)
@@ -90,7 +92,7 @@ def test_dominant_color_does_not_flatter():
     faded = Image.blend(scene.image, Image.new("RGB", (64, 64), (150, 150, 150)), 0.8)
     assert dominant_color(faded) is None
     speck = Image.new("RGB", (64, 64), "white")
-    speck.paste(COLORS["red"], (0, 0, 8, 8))  # 1.6 % of the picture
+    speck.paste(COLORS["red"], (0, 0, 8, 8))  # 1.6 % of the image
     assert dominant_color(speck) is None
 
 
@@ -155,7 +157,7 @@ def test_mmc4(tmp_path):
             assert similarity[image["matched_text_index"]] == image["matched_sim"] == max(similarity)
             assert Image.open(tmp_path / "mmc4_images" / f"{image['image_name'][:12]}.jpg").size == (64, 64)
     truth = lines(tmp_path / "truth.jsonl")
-    for scene in truth:  # the sentence is about the picture it is matched with
+    for scene in truth:  # the sentence is about the image it is matched with
         sentence = rows[scene["document"]]["text_list"][scene["sentence"]]
         assert any(caption in sentence for caption in scene["captions"].values())
 
@@ -233,10 +235,10 @@ def test_truth_masks_are_coco_run_lengths(tmp_path):
 
 
 def test_command_line(tmp_path):
-    script = Path(__file__).resolve().parents[2] / "recipes" / "world.py"
+    script = Path(__file__).resolve().parents[3] / "recipes" / "world.py"
     command = [sys.executable, str(script), "--out", str(tmp_path), "--num", "3", "--size", "32"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert "Wrote 3 pictures of 32 px" in done.stdout
+    assert "Wrote 3 images of 32 px" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {
         *("mmc4_annts", "mmc4_images", "truth.jsonl", "captions", "vqa", "pope", "robustvqa")
     }

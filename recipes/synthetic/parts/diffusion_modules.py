@@ -8,16 +8,16 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-SIZE = 64  # side of the pictures in pixels
+SIZE = 64  # side of the images in pixels
 
 
 @torch.no_grad()
 def start_linear(vae: AutoencoderKL) -> None:
-    """Sets a fresh VAE to average its input over 8 x 8 pixels and to spread that out again, as a start.
+    """Set a fresh VAE to average its input over 8 x 8 pixels and to spread that out again, as a start.
 
-    The first eight channels of every layer carry +x and -x of red, green, blue and a constant; SiLU(x) - SiLU(-x) = x, so
-    that they pass it unchanged, and the residual branches begin at zero. With the constant in the same group, group
-    norm keeps the picture's contrast. From random weights the colors alone take many times the steps there are.
+    The first eight channels of every layer carry +x and -x of red, green, blue and a constant. SiLU(x) - SiLU(-x) = x, so
+    these channels pass unchanged, and the residual branches begin at zero. With the constant in the same group, group norm
+    keeps the image's contrast. From random weights the colors alone would take many times the steps of the default.
     """
 
     def carry(conv: nn.Conv2d) -> None:
@@ -57,7 +57,7 @@ def start_linear(vae: AutoencoderKL) -> None:
 
 
 def new_vae() -> AutoencoderKL:
-    """A VAE that stands at its linear start: pictures (N, 3, 64, 64) to latents (N, 4, 8, 8) and back."""
+    """Return a VAE at its linear start: images (N, 3, 64, 64) to latents (N, 4, 8, 8) and back."""
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
@@ -73,7 +73,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """A UNet of 4.8 million parameters for latents (N, 4, 8, 8), conditioned on tokens of width 128."""
+    """Return a UNet of 4.8 million parameters for latents (N, 4, 8, 8), conditioned on tokens of width 128."""
     return UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=4,
@@ -90,7 +90,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDPMScheduler:
-    """The noise schedule of Stable Diffusion 2.1."""
+    """Return the noise schedule of Stable Diffusion 2.1."""
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",

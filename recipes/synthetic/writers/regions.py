@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Writers of the formats of the grounding and region stages: boxes, masks and dialogues about marked objects."""
+"""Write the formats of the grounding and region stages: boxes, masks and dialogues about marked objects."""
 
 import json
 import pickle
@@ -8,58 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco
 
-from recipes.synthetic.drawing import run_lengths
-from recipes.synthetic.formats import numbered_scenes, write_coco_images, write_lines
 from recipes.synthetic.scenes import Scene, SceneObject, World
-from recipes.synthetic.texts import write_pictures
 from recipes.synthetic.vocabulary import KINDS, pick
-
-
-def polygons(mask: np.ndarray) -> list[list[int]]:
-    """A mask as COCO polygons that fill exactly its pixels: one rectangle per run of equal rows."""
-    found: list[list[int]] = []
-    open_runs: dict[tuple[int, int], int] = {}  # (first column, last column + 1) -> first row
-    for row in range(mask.shape[0] + 1):
-        edges = np.flatnonzero(np.diff(mask[row].astype(int), prepend=0, append=0)) if row < len(mask) else []
-        runs = {(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)}
-        for run in [run for run in open_runs if run not in runs]:
-            (left, right), top = run, open_runs.pop(run)
-            found.append([left, top, right, top, right, row, left, row])
-        for run in runs:
-            open_runs.setdefault(run, row)
-    return found
-
-
-def compressed(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as COCO's compressed run lengths."""
-    runs = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": runs["counts"].decode()}
-
-
-def segmentation(mask: np.ndarray, number: int) -> Any:
-    """A mask in one of the three forms of COCO, by turns."""
-    return (polygons, run_lengths, compressed)[number % 3](mask)
-
-
-def bounding_box(mask: np.ndarray) -> list[int]:
-    """x, y, width, height of a mask in pixels."""
-    rows, columns = np.nonzero(mask)
-    return [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
-
-
-def expression(thing: SceneObject) -> str:
-    """What tells an object from the others of its picture: colors never repeat within one."""
-    return f"the {thing.size} {thing.color} {thing.kind} at {thing.position}"
-
+from recipes.synthetic.writers.files import numbered_scenes, write_coco_images, write_images, write_lines
+from recipes.synthetic.writers.objects import (
+    bounding_box,
+    categories,
+    expression,
+    polygons,
+    segmentation,
+    visual_genome_name,
+)
 
 # ---- boxes ----
 
 
 def write_refcoco(folder: str | Path, world: World, num: int, start: int = 0, split_by: str = "unc") -> None:
-    """`refs(<split_by>).p` (a pickle), `instances.json` and `train2014/COCO_train2014_%012d.jpg`, as RefCOCO (unc) and
-    RefCOCOg (umd) have them. Every object is referred to in two sentences; every tenth ref is of the split val."""
+    """Write RefCOCO (`split_by` unc) or RefCOCOg (umd).
+
+    `refs(<split_by>).p` (a pickle), `instances.json` and `train2014/COCO_train2014_%012d.jpg`. Every object is referred
+    to in two sentences; every tenth ref is of the split val.
+    """
     folder, refs, annotations, images = Path(folder), [], [], []
     for image_id, name, scene in write_coco_images(folder, numbered_scenes(world, num, start, "refcoco"), "train2014"):
         images.append({"id": image_id, "file_name": name, "width": world.size, "height": world.size})
@@ -81,14 +51,14 @@ def write_refcoco(folder: str | Path, world: World, num: int, start: int = 0, sp
                 }
             )
     (folder / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, protocol=2))
-    instances = {"images": images, "annotations": annotations, "categories": _categories(KINDS)}
+    instances = {"images": images, "annotations": annotations, "categories": categories(KINDS)}
     (folder / "instances.json").write_text(json.dumps(instances))
 
 
 def write_vg(folder: str | Path, world: World, num: int, start: int = 0) -> None:
-    """Visual Genome: `region_descriptions.json` and pictures `VG_100K/<id>.jpg` and (every second) `VG_100K_2/<id>.jpg`."""
+    """Write Visual Genome: `region_descriptions.json` and images `VG_100K/<id>.jpg`, every second `VG_100K_2/<id>.jpg`."""
     folder, rows, region_id = Path(folder), [], 0
-    for image_id, scene in write_pictures(folder, world, num, start, "vg", _vg_name):
+    for image_id, scene in write_images(folder, world, num, start, "vg", visual_genome_name):
         rows.append({"id": image_id, "regions": []})
         for thing in scene.objects:
             region_id += 1
@@ -102,38 +72,46 @@ def write_vg(folder: str | Path, world: World, num: int, start: int = 0) -> None
 
 
 def write_coco_instances(folder: str | Path, world: World, num: int, start: int = 0) -> None:
-    """`annotations/instances_train2017.json` and `train2017/%012d.jpg`; the category is the kind of object."""
+    """Write COCO's `annotations/instances_train2017.json` and `train2017/%012d.jpg`; the category is the kind of object."""
     _write_masks(
         Path(folder),
         "annotations/instances_train2017.json",
-        list(write_pictures(Path(folder), world, num, start, "coco", lambda i: f"train2017/{i:012d}.jpg")),
+        list(write_images(Path(folder), world, num, start, "coco", lambda i: f"train2017/{i:012d}.jpg")),
         lambda thing: [(thing.kind, thing.mask)],
     )
 
 
-def write_parts(folder: str | Path, world: World, num: int, start: int = 0, joint: str = " ") -> None:
-    """PartImageNet (`joint` a space: `partImagenet_train_format.json`) or Pascal-Part (a colon: `pascalpart_train.json`):
-    each object in an upper and a lower part, categories "<kind><joint>top" and "<kind><joint>bottom"."""
+def write_object_halves(folder: str | Path, world: World, num: int, start: int = 0, joint: str = " ") -> None:
+    """Write PartImageNet or Pascal-Part, with each object cut into an upper and a lower half.
 
-    def parts(thing: SceneObject) -> list[tuple[str, np.ndarray]]:
+    With a space as `joint` the file is PartImageNet's `partImagenet_train_format.json`, with a colon Pascal-Part's
+    `pascalpart_train.json`. Categories are "<kind><joint>top" and "<kind><joint>bottom".
+    """
+
+    def halves(thing: SceneObject) -> list[tuple[str, np.ndarray]]:
         upper = np.arange(world.size)[:, None] < thing.center[1] * world.size
-        halves = {"top": thing.mask & upper, "bottom": thing.mask & ~upper}
-        return [(f"{thing.kind}{joint}{name}", half) for name, half in halves.items() if half.any()]
+        cut = {"top": thing.mask & upper, "bottom": thing.mask & ~upper}
+        return [(f"{thing.kind}{joint}{name}", half) for name, half in cut.items() if half.any()]
 
     place, name = (
         ("train", "partImagenet_train_format.json") if joint == " " else ("JPEGImages", "pascalpart_train.json")
     )
-    pictures = write_pictures(Path(folder), world, num, start, "parts", lambda i: f"{place}/{i:06d}.jpg")
-    _write_masks(Path(folder), name, list(pictures), parts)
+    images = write_images(Path(folder), world, num, start, "parts", lambda i: f"{place}/{i:06d}.jpg")
+    _write_masks(Path(folder), name, list(images), halves)
 
 
 def write_captioned_masks(folder: str | Path, world: World, num: int, start: int = 0, kind: str = "refcoco") -> None:
-    """Osprey's files: `finetune_refcoco_train_with_mask.json`, `finetune_refcoco+_train_with_mask.json` (one image record
-    with the `caption` per expression) or, with kind "vg", `vg_train_with_mask.json` (captions in the annotations)."""
+    """Write Osprey's files of captioned masks.
+
+    `finetune_refcoco_train_with_mask.json` or `finetune_refcoco+_train_with_mask.json` list an image, with its `caption`,
+    once per expression; with kind "vg", `vg_train_with_mask.json` has the captions in the annotations.
+    """
     folder = Path(folder)
-    name_of: Callable[[int], str] = _vg_name if kind == "vg" else lambda i: f"train2014/COCO_train2014_{i:012d}.jpg"
+    name_of: Callable[[int], str] = (
+        visual_genome_name if kind == "vg" else lambda i: f"train2014/COCO_train2014_{i:012d}.jpg"
+    )
     images, annotations = [], []
-    for image_id, scene in write_pictures(folder, world, num, start, kind, name_of):
+    for image_id, scene in write_images(folder, world, num, start, kind, name_of):
         file_name = Path(name_of(image_id)).name
         size = {"height": world.size, "width": world.size}
         for thing in scene.objects:
@@ -149,24 +127,52 @@ def write_captioned_masks(folder: str | Path, world: World, num: int, start: int
             mask = {"bbox": bounding_box(thing.mask), "segmentation": segmentation(thing.mask, number), "iscrowd": 0}
             annotations.append({"id": number, "image_id": about, "category_id": 1, **mask, **caption})
     name = "vg_train_with_mask.json" if kind == "vg" else f"finetune_{kind}_train_with_mask.json"
-    file = {"images": images, "annotations": annotations, "categories": _categories(["object"])}
+    file = {"images": images, "annotations": annotations, "categories": categories(["object"])}
     (folder / name).write_text(json.dumps(file))
+
+
+def _write_masks(
+    folder: Path,
+    file_name: str,
+    scenes: list[tuple[int, Scene]],
+    regions: Callable[[SceneObject], list[tuple[str, np.ndarray]]],
+) -> None:
+    """Write a file in COCO's form: one annotation per region, its category by name."""
+    images, annotations = [], []
+    found = {name for _, scene in scenes for thing in scene.objects for name, _ in regions(thing)}
+    numbered = categories(sorted(found))
+    number_of = {row["name"]: row["id"] for row in numbered}
+    truth = {
+        row["image_id"]: row["file"] for row in map(json.loads, (folder / "truth.jsonl").read_text().splitlines())
+    }
+    for image_id, scene in scenes:
+        size = {"height": scene.world.size, "width": scene.world.size}
+        images.append({"id": image_id, "file_name": Path(truth[image_id]).name} | size)
+        for thing in scene.objects:
+            for name, mask in regions(thing):
+                number = len(annotations) + 1
+                row = {"id": number, "image_id": image_id, "category_id": number_of[name], "iscrowd": 0}
+                row |= {"bbox": bounding_box(mask), "area": int(mask.sum())}
+                annotations.append(row | {"segmentation": segmentation(mask, number)})
+    (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
+    file = {"images": images, "annotations": annotations, "categories": numbered}
+    (folder / file_name).write_text(json.dumps(file))
 
 
 # ---- dialogues about several regions ----
 
 
 def write_vcr(folder: str | Path, world: World, num: int, start: int = 0) -> None:
-    """`train.jsonl`, `vcr1images/<name>.jpg` and `vcr1images/<name>.json` (boxes, segms, names, width, height)."""
+    """Write VCR: `train.jsonl`, `vcr1images/<name>.jpg` and `vcr1images/<name>.json` (boxes, segms, names, width, height)."""
     folder, rows = Path(folder), []
-    for image_id, scene in write_pictures(folder, world, num, start, "vcr", lambda i: f"vcr1images/scene_{i:05d}.jpg"):
+    for image_id, scene in write_images(folder, world, num, start, "vcr", lambda i: f"vcr1images/scene_{i:05d}.jpg"):
         name = f"scene_{image_id:05d}"
         corners = [[x, y, x + w, y + h, 1.0] for x, y, w, h in (bounding_box(thing.mask) for thing in scene.objects)]
         outlines = [[np.reshape(p, (-1, 2)).tolist() for p in polygons(mask)] for mask in scene.masks]
         kinds = [thing.kind for thing in scene.objects]
         metadata = {"boxes": corners, "segms": outlines, "names": kinds, "width": world.size, "height": world.size}
         (folder / "vcr1images" / f"{name}.json").write_text(json.dumps(metadata))
-        number = int(world._rng(scene.index, "vcr").integers(len(kinds))) + 1
+        number = int(world.rng(scene.index, "vcr").integers(len(kinds))) + 1
         thing = scene.objects[number - 1]
         said = {
             "question_orig": f"What color is {number}?",
@@ -179,17 +185,20 @@ def write_vcr(folder: str | Path, world: World, num: int, start: int = 0) -> Non
 
 
 def write_osprey(folder: str | Path, world: World, num: int, start: int = 0) -> None:
-    """Osprey-724K: `osprey_conversation.json`, `osprey_short_form.json`, `osprey_part_level.json`,
-    `osprey_lvis_positive_negative.json` (conversations) and `osprey_detail_description.json`, pictures `train2017/`."""
+    """Write Osprey-724K: conversations, descriptions and images `train2017/%012d.jpg`.
+
+    Conversations stand in `osprey_conversation.json`, `osprey_short_form.json`, `osprey_part_level.json` and
+    `osprey_lvis_positive_negative.json`, descriptions in `osprey_detail_description.json`.
+    """
     folder = Path(folder)
     files: dict[str, list[dict[str, Any]]] = {
         name: []
         for name in ("conversation", "short_form", "part_level", "lvis_positive_negative", "detail_description")
     }
-    for image_id, scene in write_pictures(folder, world, num, start, "osprey", lambda i: f"train2017/{i:012d}.jpg"):
+    for image_id, scene in write_images(folder, world, num, start, "osprey", lambda i: f"train2017/{i:012d}.jpg"):
         about = {"file_name": f"{image_id:012d}.jpg", "height": world.size, "width": world.size}
         about["annotation"] = [{"segmentation": segmentation(mask, i)} for i, mask in enumerate(scene.masks)]
-        rng = world._rng(scene.index, "osprey")
+        rng = world.rng(scene.index, "osprey")
         number = int(rng.integers(len(scene.objects)))
         thing, region = scene.objects[number], f"<region{number + 1}>"
         other = pick(rng, [kind for kind in KINDS if kind != thing.kind])
@@ -210,42 +219,3 @@ def write_osprey(folder: str | Path, world: World, num: int, start: int = 0) -> 
         files["detail_description"].append(about | {"description": told})
     for name, rows in files.items():
         (folder / f"osprey_{name}.json").write_text(json.dumps(rows))
-
-
-# ---- shared ----
-
-
-def _vg_name(image_id: int) -> str:
-    return f"{'VG_100K_2' if image_id % 2 == 0 else 'VG_100K'}/{image_id}.jpg"
-
-
-def _categories(names: Any) -> list[dict[str, Any]]:
-    return [{"id": number, "name": name, "supercategory": "shape"} for number, name in enumerate(names, start=1)]
-
-
-def _write_masks(
-    folder: Path,
-    file_name: str,
-    pictures: list[tuple[int, Scene]],
-    regions: Callable[[SceneObject], list[tuple[str, np.ndarray]]],
-) -> None:
-    """COCO-style: one annotation per region, its category by name."""
-    images, annotations = [], []
-    found = {name for _, scene in pictures for thing in scene.objects for name, _ in regions(thing)}
-    categories = _categories(sorted(found))
-    number_of = {row["name"]: row["id"] for row in categories}
-    truth = {
-        row["image_id"]: row["file"] for row in map(json.loads, (folder / "truth.jsonl").read_text().splitlines())
-    }
-    for image_id, scene in pictures:
-        size = {"height": scene.world.size, "width": scene.world.size}
-        images.append({"id": image_id, "file_name": Path(truth[image_id]).name} | size)
-        for thing in scene.objects:
-            for name, mask in regions(thing):
-                number = len(annotations) + 1
-                row = {"id": number, "image_id": image_id, "category_id": number_of[name], "iscrowd": 0}
-                row |= {"bbox": bounding_box(mask), "area": int(mask.sum())}
-                annotations.append(row | {"segmentation": segmentation(mask, number)})
-    (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
-    file = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / file_name).write_text(json.dumps(file))

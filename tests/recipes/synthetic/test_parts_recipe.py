@@ -11,22 +11,13 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, Au
 
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
-from recipes.parts import (
-    PARTS,
-    PartsArguments,
-    draw,
-    make_parts,
-    render,
-    share_of_colors,
-    to_pil,
-    to_unit,
-    train_tokenizer,
-    train_vae,
-    whole_folder,
-    world_texts,
-)
-from recipes.synthetic.tiny_diffusion import new_vae
-from recipes.world import HELD_OUT, World
+from recipes.parts import PARTS, PartsArguments, make_parts, whole_folder
+from recipes.synthetic.parts.diffusion_modules import new_vae
+from recipes.synthetic.parts.diffusion_pipeline import draw, train_vae
+from recipes.synthetic.parts.images import render, share_of_colors, to_pil, to_unit
+from recipes.synthetic.parts.texts import train_tokenizer, world_texts
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import HELD_OUT
 
 TINY = {"num_pictures": 16, "num_texts": 40, "num_held_out": 8, "steps_scale": 0.004}
 
@@ -84,17 +75,17 @@ def test_diffusion_loads_as_a_pipeline_and_draws(parts):
     scheduler, latents = pipeline.scheduler.config, pipeline.vae.config
     assert (scheduler.num_train_timesteps, scheduler.prediction_type, scheduler.steps_offset) == (1000, "epsilon", 1)
     assert (scheduler.beta_schedule, scheduler.beta_start, scheduler.beta_end) == ("scaled_linear", 0.00085, 0.012)
-    pictures = to_unit(render([World().scene(i) for i in range(8)], "test"))
+    images = to_unit(render([World().scene(i) for i in range(8)], "test"))
     with torch.no_grad():
-        scaled = pipeline.vae.encode(pictures).latent_dist.mode() * latents.scaling_factor
+        scaled = pipeline.vae.encode(images).latent_dist.mode() * latents.scaling_factor
     assert scaled.shape == (8, 4, 8, 8) and 0.5 < scaled.std() < 2
     ids = pipeline.tokenizer("a red circle", padding="max_length", truncation=True).input_ids
     text = AutoTokenizer.from_pretrained(parts / "text")
     assert pipeline.tokenizer.get_vocab() == text.get_vocab()
     said = text("a red circle").input_ids
     assert ids[: len(said) + 1] == [*said, text.eos_token_id] and len(ids) == 32
-    pictures = draw(pipeline, ["a red circle", "a blue star"], seed=0)
-    assert [picture.size for picture in pictures] == [(64, 64)] * 2
+    images = draw(pipeline, ["a red circle", "a blue star"], seed=0)
+    assert [image.size for image in images] == [(64, 64)] * 2
     assert type(pipeline.scheduler).__name__ == "DDPMScheduler"  # drawing leaves the pipeline as it was
 
 
@@ -150,19 +141,19 @@ def test_an_interrupted_part_is_not_taken_for_a_whole_one(tmp_path):
 
 def test_the_vae_starts_as_an_average_and_learns():
     scenes = [World().scene(index) for index in range(24)]
-    pictures = render(scenes, "test")
+    images = render(scenes, "test")
     fresh = new_vae()
 
     def redraw(vae: AutoencoderKL) -> torch.Tensor:
         with torch.no_grad():
-            return vae.decode(vae.encode(to_unit(pictures)).latent_dist.mode()).sample
+            return vae.decode(vae.encode(to_unit(images)).latent_dist.mode()).sample
 
     def error(vae: AutoencoderKL) -> float:
-        return (redraw(vae) - to_unit(pictures)).square().mean().item()
+        return (redraw(vae) - to_unit(images)).square().mean().item()
 
     assert share_of_colors(to_pil(redraw(fresh)), [scene.main.color for scene in scenes]) >= 0.9
     torch.manual_seed(0)
-    trained, _ = train_vae(PartsArguments(vae_steps=25), pictures)
+    trained, _ = train_vae(images, steps=25)
     assert error(trained) < 0.9 * error(fresh)
 
 

@@ -1,0 +1,64 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""The language model of the parts, with its tokenizer."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from recipes.synthetic.parts.optimization import train
+from recipes.synthetic.parts.texts import train_tokenizer, world_texts
+from recipes.synthetic.scenes import World
+from recipes.synthetic.vocabulary import HELD_OUT
+
+
+def rows_of_tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> Tensor:
+    """Return texts in random order, each between bos and eos, one after the other in rows, (N, length)."""
+    order = torch.randperm(len(texts)).tolist()
+    ids = tokenizer([texts[i] + tokenizer.eos_token for i in order]).input_ids
+    stream = torch.tensor([token for row in ids for token in row])
+    return stream[: len(stream) // length * length].view(-1, length)
+
+
+def train_text(folder: Path, world: World, num_texts: int, num_held_out: int, steps: int) -> str:
+    """Train a language model of about one million parameters on texts about the world.
+
+    Args:
+        folder: gets model and tokenizer.
+        num_texts: of each of three sorts.
+        num_held_out: of each sort, that the perplexity is measured on.
+
+    Returns:
+        The figures, in words.
+    """
+    texts = list(world_texts(world, range(num_texts)))
+    tokenizer = train_tokenizer(texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+
+    data = rows_of_tokens(tokenizer, texts, length=128)
+
+    def loss_of() -> Tensor:
+        batch = data[torch.randint(len(data), (16,))]
+        return model(input_ids=batch, labels=batch).loss
+
+    loss = train("text", [model], loss_of, steps, learning_rate=3e-3)
+    unseen = list(world_texts(world, range(HELD_OUT, HELD_OUT + num_held_out)))
+    held_out = rows_of_tokens(tokenizer, unseen, length=128)
+    with torch.no_grad():
+        surprise = torch.stack([model(input_ids=row[None], labels=row[None]).loss for row in held_out]).mean()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"loss {loss:.3f}; held-out perplexity {surprise.exp():.2f} per token ({len(tokenizer)} tokens)"
