@@ -39,7 +39,7 @@ class DeemFeatureSynchronizer(nn.Module):
         value_size: width of the values; a multiple of `num_heads`.
         output_size: width of the output.
         level_sides: side that each level has at the pretraining resolution, fine to coarse; offsets count its cells.
-        base_side: an offset of 1 moves 1/base_side of the picture on a level of that side.
+        base_side: an offset of 1 moves 1/base_side of the image on a level of that side.
         max_images: size of the relative-position table; a query may see at most `max_images - 1` images.
         offset_range: initial offsets are uniform in [-offset_range, offset_range].
         train_null_value: the UNet side keeps its null value at a frozen zero.
@@ -77,6 +77,10 @@ class DeemFeatureSynchronizer(nn.Module):
         self.value_projection = nn.Linear(feature_size, value_size)
         self.null_value = nn.Parameter(torch.empty(value_size))
         self.output_projection = nn.Linear(value_size, output_size)
+
+    def fixed_parts(self) -> list[nn.Parameter]:
+        """What never trains."""
+        return [] if self.train_null_value else [self.null_value]
 
     def project_values(self, features: torch.Tensor) -> torch.Tensor:
         """Values of all images: features (N, S, E) -> (N, H, c, S). Independent of the queries, hence cacheable."""
@@ -121,17 +125,10 @@ class DeemFeatureSynchronizer(nn.Module):
         seen = visible.long()
         rank = seen * (seen.sum(-1, keepdim=True) + 1 - seen.cumsum(-1))
 
-        # Both predictions are linear in (projected query + position of the image), so each part is computed once.
-        query = self.query_projection(queries)
-        tables = [] if tables is None else tables
-        if not tables:
-            tables.extend(self.position_tables(num_images))
-        offset_table, logit_table = tables
-        offsets = self.sampling_offsets(query)[:, :, None] + offset_table[rank]
-        logits = self.attention_weights(query)[:, :, None] + logit_table[rank]
-        offsets = offsets.float().view(groups, length, num_images, heads, points, 2)
+        offsets, logits = self.predict(queries, rank, num_images, tables)  # [G, L, n, *]
+        offsets = offsets.view(groups, length, num_images, heads, points, 2)
         offsets = offsets.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # [G*n*H, L, K, 2]
-        logits = logits.float().view(groups, length, num_images, heads, levels * points)
+        logits = logits.view(groups, length, num_images, heads, levels * points)
 
         # One softmax over images x levels x points and the null slot, whose logit is 0.
         logits = logits.masked_fill(~visible[..., None, None], float("-inf"))
@@ -141,7 +138,7 @@ class DeemFeatureSynchronizer(nn.Module):
         weights = weights[..., :-1].view(groups, length, heads, num_images, levels, points)
         weights = weights.permute(4, 0, 3, 2, 1, 5).flatten(1, 3)  # [V, G*n*H, L, K]
 
-        # grid_sample spans the picture by [-1, 1].
+        # grid_sample spans the image by [-1, 1].
         reference = 2 * reference_points.view(-1, 1, 1, length, 1, 2) - 1
         reference = reference.expand(groups, num_images, heads, -1, -1, -1).flatten(0, 2)  # [G*n*H, L, 1, 2]
         sampled = 0
@@ -158,6 +155,25 @@ class DeemFeatureSynchronizer(nn.Module):
         output = sampled.permute(0, 3, 1, 2) + null_weight * self.null_value.view(heads, -1)  # [G, L, H, c]
         return self.output_projection(output.flatten(2))
 
+    def predict(
+        self, queries: torch.Tensor, rank: torch.Tensor, num_images: int, tables: list[torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sampling offsets (G, L, n, H*K*2) and attention logits (G, L, n, H*V*K) of each query and image, float32.
+
+        Both are linear in (projected query + position of the image), so each part is computed once.
+
+        Args:
+            rank: int64 (G, L or 1, n), how many visible images ago each image was seen.
+        """
+        query = self.query_projection(queries)
+        tables = [] if tables is None else tables
+        if not tables:
+            tables.extend(self.position_tables(num_images))
+        offset_table, logit_table = tables
+        offsets = self.sampling_offsets(query)[:, :, None] + offset_table[rank]
+        logits = self.attention_weights(query)[:, :, None] + logit_table[rank]
+        return offsets.float(), logits.float()
+
     def position_tables(self, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What each relative position adds to both predictions, (num_images + 1, outputs)."""
         positions = self.image_positions[: num_images + 1]
@@ -169,7 +185,7 @@ class DeemImageAttention(nn.Module):
     """Gated residual from language tokens to image features: `tanh(gate) * synchronizer(norm(h), norm(features))`.
 
     The gate starts at zero, so a new model computes exactly the plain language model. All queries look from the
-    center of the picture.
+    center of the image.
     """
 
     def __init__(self, config, layer_idx: int):

@@ -40,12 +40,11 @@ def mark_upstream(module: nn.Module) -> None:
         with torch.device("cpu"), init_empty_weights(include_buffers=False):
             fixed = dict(type(module).from_config(module.config).named_buffers())
     for prefix, part in module.named_modules():
-        part._is_upstream = True
         names = part._non_persistent_buffers_set
         part._fixed_buffers = {name: fixed[f"{prefix}.{name}".removeprefix(".")] for name in names}
 
 
-# Quantizers convert every linear layer unless told otherwise: these see pictures, draw them, and choose the next token.
+# Quantizers convert every linear layer unless told otherwise: these see images, draw them, and choose the next token.
 # Each in the two names it has, in DeemModel and in DeemForConditionalGeneration.
 _UNQUANTIZED = ["vision_tower", "perceiver", "projector", "image_attention", "lm_head", "image_decoder"]
 UNQUANTIZED = _UNQUANTIZED + [f"model.{part}" for part in _UNQUANTIZED[:4]]
@@ -122,12 +121,8 @@ class DeemPreTrainedModel(PreTrainedModel):
     def freeze_fixed_parts(self) -> None:
         """No gradients for the VAE and for the null values of the UNet side (spec section 9)."""
         for module in self.modules():
-            if isinstance(module, DeemFeatureSynchronizer) and not module.train_null_value:
-                module.null_value.requires_grad_(False)
-            elif getattr(module, "_is_fixed", False):
-                module.requires_grad_(False)
-            elif isinstance(mask_token := getattr(module, "mask_token", None), nn.Parameter):
-                mask_token.requires_grad_(False)  # of a ViT's pretraining; no picture here has masked patches
+            for part in getattr(module, "fixed_parts", list)():
+                part.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -144,7 +139,7 @@ class DeemPreTrainedModel(PreTrainedModel):
         | sin-cos tables | computed |
         | diffusers parts | as diffusers starts them |
         """
-        if getattr(module, "_is_upstream", False):
+        if hasattr(module, "_fixed_buffers"):  # a part of another library
             own = [p for p in module.parameters(recurse=False) if not getattr(p, "_is_hf_initialized", False)]
             if own and hasattr(module, "reset_parameters"):  # under ZeRO-3 what is loaded already has no shape here
                 module.reset_parameters()

@@ -78,7 +78,7 @@ def load_encoder(vision: str) -> PreTrainedModel:
 
 
 def encoder_image_size(vision: str) -> int:
-    """Side, in pixels, of the pictures that a checkpoint's image processor makes (they are square for DEEM).
+    """Side, in pixels, of the images that a checkpoint's image processor makes (they are square for DEEM).
 
     Raises:
         ValueError: it names no size.
@@ -90,13 +90,13 @@ def encoder_image_size(vision: str) -> int:
     size = {"height": size} if isinstance(size, int) else size
     if side := size.get("height") or size.get("shortest_edge"):
         return side
-    if "max_num_patches" in settings:  # SigLIP 2 keeps proportions; of a square picture it makes
+    if "max_num_patches" in settings:  # SigLIP 2 keeps proportions; of a square image it makes
         return math.isqrt(settings["max_num_patches"]) * settings["patch_size"]
     raise ValueError(f"The image processor of {vision} names no size: {settings}. Give image_size.")
 
 
 def drawn_size(diffusion: str) -> int:
-    """Side of the pictures, in pixels, that a diffusers pipeline folder draws."""
+    """Side of the images, in pixels, that a diffusers pipeline folder draws."""
     denoiser = "transformer" if "transformer" in DiffusionPipeline.load_config(diffusion) else "unet"
     configs = {name: DiffusersModel.load_config(diffusion, subfolder=name) for name in (denoiser, "vae")}
     return DeemImageDecoderConfig(denoiser=configs[denoiser], vae=configs["vae"]).target_size
@@ -218,7 +218,7 @@ def diffusion_weights(pipeline: DiffusionPipeline, num_tokens: int) -> dict[str,
         state |= {f"image_decoder.{part}.{name}": tensor for name, tensor in module.state_dict().items()}
     tokens, pooled = empty_prompt(pipeline, num_tokens)
     state["image_decoder.null_condition"] = tokens.float()
-    if pooled is not None:  # at first every picture has that of the empty prompt
+    if pooled is not None:  # at first every image has that of the empty prompt
         state["image_decoder.pooled_projector.weight"] = torch.zeros(pooled.shape[1], tokens.shape[2])
         state["image_decoder.pooled_projector.bias"] = pooled[0].float()
     return state
@@ -250,10 +250,9 @@ class ComposeMixin:
             tokenizer: the processor's; by default the language model's own with `NEW_TOKENS` added, if it has a bos, an
                 eos and a pad token. Tokens that the language model's own tokenizer lacks start with embeddings N(0,
                 initializer_range), output weights 0 and output bias -5.
-            image_size: side of the encoder's pictures in pixels; by default that of its image processor.
+            image_size: side of the encoder's images in pixels; by default that of its image processor.
             dtype: of the model; by default the language model's. The VAE stays in float32.
-            config_overrides: further fields of `DeemConfig`; dicts for `perceiver_config` and `image_decoder_config`
-                are merged into what follows from the parts.
+            config_overrides: further fields of `DeemConfig`; dicts are merged into what follows from the parts.
 
         Returns:
             The model, in evaluation mode. Its processor: `DeemProcessor.from_parts`.

@@ -84,8 +84,7 @@ class DeemImageDecoderConfig(PreTrainedConfig):
             published, and the default for a UNet).
         image_loss_reduction: "supervised" averages over images that have a condition, "all" over every image (the
             released rule).
-        region_mask_resize: how region masks reach coarse maps; "bilinear" (released, small regions can vanish) or
-            "antialias" (keeps at least one cell).
+        region_mask_resize: how region masks reach coarse maps, see `DeemConfig`, which fills it in; alone "bilinear".
         num_inference_steps, guidance_scale: defaults of the samplers.
     """
 
@@ -110,7 +109,7 @@ class DeemImageDecoderConfig(PreTrainedConfig):
     consistency_timestep_range: list[int] | tuple[int, int] = (200, 799)
     consistency_condition: Literal["tokens", "tokens+features"] | None = None
     image_loss_reduction: Literal["supervised", "all"] = "supervised"
-    region_mask_resize: Literal["bilinear", "antialias"] = "bilinear"
+    region_mask_resize: Literal["bilinear", "antialias"] | None = None
     num_inference_steps: int = 250
     guidance_scale: float | int = 3.5
     initializer_range: float = 0.02
@@ -203,7 +202,7 @@ class DeemImageDecoderConfig(PreTrainedConfig):
 
     @property
     def target_size(self) -> int:
-        """Side of the pictures to draw, in pixels."""
+        """Side of the images to draw, in pixels."""
         widths = self.vae.get("block_out_channels") or self.vae["encoder_block_out_channels"]
         return self.latent_side * 2 ** (len(widths) - 1)
 
@@ -224,13 +223,14 @@ class DeemConfig(PreTrainedConfig):
         image_attention_interval: every how many layers of the language model attend to image features.
         image_attention_levels: pyramid levels (0 = finest) that the language model sees.
         image_attention_sides: sides of these levels that sampling offsets are measured in.
-        image_attention_base_side: one unit of offset is 1/base of the picture at a level of that side.
+        image_attention_base_side: one unit of offset is 1/base of the image at a level of that side.
         image_attention_max_images: most images a token may see (size of the relative-position table, minus one).
         lm_head_bias: output bias; new tokens start at -5, so that they stay rare until trained.
         text_loss_weight, image_loss_weight, consistency_loss_weight: weights of the three losses (paper: 1, 5, 5).
     """
 
     model_type = "deem"
+    keys_to_ignore_at_inference = ["past_key_values", "image_states"]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext"),
         "text_config": SubConfigSpec(
@@ -298,6 +298,7 @@ class DeemConfig(PreTrainedConfig):
                 ("token_size", self.perceiver_config.hidden_size),
                 ("context_size", self.text_config.hidden_size),
                 ("feature_size", self.feature_size),
+                ("region_mask_resize", self.region_mask_resize),
             ):
                 if getattr(decoder, name) is None:
                     setattr(decoder, name, value)

@@ -27,7 +27,7 @@ class DeemFusionBlock(nn.Module):
     Args:
         config: a `DeemImageDecoderConfig`.
         channels: channels of the skip.
-        side: side of the skip at the denoiser's own sample size; one unit of offset is 1/side of the picture.
+        side: side of the skip at the denoiser's own sample size; one unit of offset is 1/side of the image.
     """
 
     def __init__(self, config, block_idx: int, channels: int, side: int):
@@ -158,6 +158,11 @@ class DeemSD3Transformer2DModel(SD3Transformer2DModel):
     ) -> torch.Tensor:
         return super().forward(sample, encoder_hidden_states, pooled, timestep).sample
 
+    def unused_parts(self) -> list[nn.Module]:
+        """What asks for the context that the last block does not give."""
+        attention = self.transformer_blocks[-1].attn
+        return [part for part in (attention.add_q_proj, attention.norm_added_q) if part is not None]
+
 
 class DeemSanaTransformer2DModel(SanaTransformer2DModel):
     """Sana: counts time in its own unit."""
@@ -169,13 +174,13 @@ class DeemSanaTransformer2DModel(SanaTransformer2DModel):
 
 
 class DeemPixArtTransformer2DModel(PixArtTransformer2DModel):
-    """PixArt: large ones are told the picture's size, and most predict a variance too, which DEEM leaves aside."""
+    """PixArt: large ones are told the image's size, and most predict a variance too, which DEEM leaves aside."""
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
         size = {"resolution": None, "aspect_ratio": None}
-        if self.use_additional_conditions:  # pixels of the picture; its VAE shrinks it eightfold
+        if self.use_additional_conditions:  # pixels of the image; its VAE shrinks it eightfold
             height, width = (8 * side for side in sample.shape[-2:])
             size["resolution"] = sample.new_tensor([height, width]).repeat(len(sample), 1)
             size["aspect_ratio"] = sample.new_tensor([height / width]).repeat(len(sample), 1)
@@ -203,13 +208,6 @@ def build_denoiser(config: dict[str, Any]) -> ModelMixin:
         raise ValueError(f"Denoisers of class {name!r} are not supported. Supported: {', '.join(CLASSES)}.")
     denoiser = CLASSES[name].from_config(config)
     wants = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type", "guidance_embeds")
-    if name == "SD3Transformer2DModel":  # the last block gives no context: what asks for it has no effect
-        for part in (
-            denoiser.transformer_blocks[-1].attn.add_q_proj,
-            denoiser.transformer_blocks[-1].attn.norm_added_q,
-        ):
-            if part is not None:
-                part._is_fixed = True
     unsupported = {key: denoiser.config[key] for key in wants if denoiser.config.get(key)}
     if name == "UNet2DConditionModel" and (denoiser.config.center_input_sample or denoiser.mid_block is None):
         unsupported["centered samples, or no mid block"] = True

@@ -1,14 +1,14 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Drawing: what `DeemForConditionalGeneration` does besides writing text (spec section 10).
 
-Letters: B sequences, T tokens, N images given, D language width, H picture side.
+Letters: B sequences, T tokens, N images given, D language width, H image side.
 """
 
 import torch
 from diffusers import SchedulerMixin
 
 from .image_decoder_deem import DeemImageDecoder
-from .image_states_deem import first_image_tokens
+from .image_states_deem import check_images_are_given, first_image_tokens
 from .interleaving_deem import InterleavingMixin
 
 
@@ -41,7 +41,7 @@ class DeemGenerationMixin(InterleavingMixin):
         if states is None:
             images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
             is_image, is_bos = self._find_in_prompt(input_ids, embeds)
-            self.model.check_images_are_given(images, None, is_image, read=0)
+            check_images_are_given(images, None, is_image, read=0)
             states = self.model.get_image_states(images, is_image, is_bos)
         model_kwargs["image_states"] = states if expand_size == 1 else states.repeat(expand_size)
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
@@ -93,10 +93,10 @@ class DeemGenerationMixin(InterleavingMixin):
         target_images: torch.Tensor | None = None,
         document_starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Draws one picture per row, from what the row has said and shown so far.
+        """Draws one image per row, from what the row has said and shown so far.
 
         A start-of-image token is appended to rows that do not end in one; padding may be on either side. With
-        `target_images` the pictures to draw stand in the text already (as any picture of that size) and are drawn anew
+        `target_images` the images to draw stand in the text already (as any image of that size) and are drawn anew
         from what comes before each of them.
 
         Args:
@@ -107,7 +107,7 @@ class DeemGenerationMixin(InterleavingMixin):
             latents: initial noise (B, 4, s, s), or one per target image.
             scheduler: any diffusers scheduler built from the model's scheduler config.
             target_images: int64 (G,), numbers of the images in the text to draw instead, in the order of the batch.
-            document_starts: int64, the column from which each picture's context counts; the latest bos otherwise.
+            document_starts: int64, the column from which each image's context counts; the latest bos otherwise.
 
         Returns:
             (B, 3, H, H) in [0, 1], or (G, 3, H, H).
@@ -126,24 +126,10 @@ class DeemGenerationMixin(InterleavingMixin):
             use_cache=False,
             return_dict=True,
         )
-        contexts, mask, states = self.get_image_context(
-            outputs.last_hidden_state,
-            input_ids,
-            attention_mask,
-            images,
-            document_starts,
-            last_only=target_images is None,
-            target_images=target_images,
-        )
-        return decoder.sample(
-            decoder.condition_from_context(contexts, mask),
-            states,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            latents,
-            scheduler,
-        )
+        text, last_only = (outputs.last_hidden_state, input_ids, attention_mask), target_images is None
+        contexts, mask, states = self.get_image_context(*text, images, document_starts, last_only, target_images)
+        condition = decoder.condition_from_context(contexts, mask)
+        return decoder.sample(condition, states, num_inference_steps, guidance_scale, generator, latents, scheduler)
 
     def append_start_of_image(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor

@@ -3,7 +3,7 @@
 
 `DeemImageDecoder` stands alone: given image tokens of any model and the image they came from, `consistency_loss` says
 what the tokens have lost. Letters: N images, Q tokens per image, P token width, C condition width, D language width,
-L context length, s latent side, H picture side.
+L context length, s latent side, H image side.
 """
 
 import copy
@@ -47,7 +47,6 @@ class DeemImageDecoder(DeemPreTrainedModel):
         super().__init__(config)
         self.denoiser = build_denoiser(config.denoiser)
         self.vae = getattr(diffusers, config.vae["_class_name"]).from_config(config.vae)
-        self.vae._is_fixed = True
         for part in (self.denoiser, self.vae):
             mark_upstream(part)
         if self.vae.config.latent_channels != self.denoiser.config.in_channels:
@@ -65,9 +64,14 @@ class DeemImageDecoder(DeemPreTrainedModel):
         self.context_projector = nn.Linear(config.context_size, config.context_size)
         self.perceiver = DeemPerceiver(config.perceiver_config)
         self.null_condition = nn.Parameter(torch.empty(1, config.perceiver_config.num_queries, config.condition_size))
+        self.region_mask_resize = config.region_mask_resize or "bilinear"
         self._scheduler = None
         self.post_init()
         self.freeze_fixed_parts()
+
+    def fixed_parts(self) -> list[nn.Module]:
+        """What never trains: the VAE, and parts of the denoiser that have no effect."""
+        return [self.vae, *getattr(self.denoiser, "unused_parts", list)()]
 
     @property
     def scheduler(self) -> diffusers.SchedulerMixin:
@@ -94,7 +98,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         generator: torch.Generator | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Pictures (N, 3, H, H) in [-1, 1] -> latents (N, 4, s, s), shifted and scaled, in the VAE's precision.
+        """Images (N, 3, H, H) in [-1, 1] -> latents (N, 4, s, s), shifted and scaled, in the VAE's precision.
 
         Sampled from the posterior where the VAE has one; Sana's gives the latents themselves.
         """
@@ -112,7 +116,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
     def encode_posterior(self, target_pixel_values: torch.Tensor) -> torch.Tensor:
         """What `encode` samples from, to be kept and sampled later by `sample_latents`.
 
-        Pictures (N, 3, H, H) in [-1, 1] -> mean and standard deviation of the latents, shifted and scaled, one behind
+        Images (N, 3, H, H) in [-1, 1] -> mean and standard deviation of the latents, shifted and scaled, one behind
         the other: (N, 8, s, s). Where the VAE has no posterior, the latents: (N, 4, s, s).
         """
         encoded = self.vae.encode(target_pixel_values.to(self.vae.dtype))
@@ -131,7 +135,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (N, 4, s, s) -> pictures (N, 3, H, H) in [0, 1]."""
+        """Latents (N, 4, s, s) -> images (N, 3, H, H) in [0, 1]."""
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self.latent_shift
         return (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 
@@ -220,7 +224,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
         states = self.consistency_states(image_tokens, image_features, region_masks)
         errors = self.error_map(latents, self.condition_from_tokens(image_tokens), states, timesteps, noise)
         if region_masks is not None:
-            region_masks = resize_region_masks(region_masks, latents.shape[-2:], config.region_mask_resize)
+            region_masks = resize_region_masks(region_masks, latents.shape[-2:], self.region_mask_resize)
         return region_mean(errors, region_masks)
 
     def consistency_states(
@@ -237,7 +241,7 @@ class DeemImageDecoder(DeemPreTrainedModel):
                 "consistency_condition is 'tokens+features', but no image_features were given. Give the pyramid, or "
                 "set image_decoder_config.consistency_condition = 'tokens'."
             )
-        return own_features(image_features, region_masks, self.config.region_mask_resize)
+        return own_features(image_features, region_masks, self.region_mask_resize)
 
     def image_loss(
         self,
@@ -286,6 +290,27 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
     # ---- sampling ----------------------------------------------------------------------------------------------
 
+    def sampling_scheduler(
+        self, scheduler: diffusers.SchedulerMixin | None, steps: int, device: torch.device
+    ) -> diffusers.SchedulerMixin:
+        """Return a copy of the given scheduler, or of the model's own, set to a number of steps.
+
+        Raises:
+            ValueError: no steps, or a scheduler that the model was not trained for.
+        """
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}: give 1 or more.")
+        if isinstance(scheduler, str):
+            raise ValueError(f"scheduler is the name {scheduler!r}: give image_decoder.make_scheduler({scheduler!r}).")
+        scheduler = copy.deepcopy(scheduler or self.scheduler)
+        if prediction_type(scheduler) != (trained := prediction_type(self.scheduler)):
+            raise ValueError(
+                f"{type(scheduler).__name__} expects {prediction_type(scheduler)!r}, but this model predicts "
+                f"{trained!r}. Make it by image_decoder.make_scheduler(name)."
+            )
+        scheduler.set_timesteps(steps, device=device)
+        return scheduler
+
     @torch.no_grad()
     def sample(
         self,
@@ -297,34 +322,22 @@ class DeemImageDecoder(DeemPreTrainedModel):
         latents: torch.Tensor | None = None,
         scheduler: diffusers.SchedulerMixin | None = None,
     ) -> torch.Tensor:
-        """Pictures (N, 3, H, H) in [0, 1], denoised from noise under `condition` (N, Q, C).
+        """Images (N, 3, H, H) in [0, 1], denoised from noise under `condition` (N, Q, C).
 
         Guidance pushes away from the null condition; image features are the same in both branches (spec section 10).
 
         Args:
-            generator: one for the batch, or a list of one per picture, which makes each picture independent of its
+            generator: one for the batch, or a list of one per image, which makes each image independent of its
                 neighbors.
             latents: initial noise (N, 4, s, s) of variance 1.
             scheduler: any diffusers scheduler with the same noise, see `make_scheduler`; the model's own otherwise.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        if steps < 1:
-            raise ValueError(f"num_inference_steps is {steps}: give 1 or more.")
-        if isinstance(scheduler, str):
-            raise ValueError(f"scheduler is the name {scheduler!r}: give image_decoder.make_scheduler({scheduler!r}).")
         for name, given in (("generator", generator), ("latents", latents)):
             if isinstance(given, (list, tuple, torch.Tensor)) and len(given) != len(condition):
-                raise ValueError(
-                    f"{len(given)} entries in {name} for {len(condition)} pictures: give one per picture."
-                )
-        scheduler = copy.deepcopy(scheduler or self.scheduler)
-        if prediction_type(scheduler) != (trained := prediction_type(self.scheduler)):
-            raise ValueError(
-                f"{type(scheduler).__name__} expects {prediction_type(scheduler)!r}, but this model predicts "
-                f"{trained!r}. Make it by image_decoder.make_scheduler(name)."
-            )
-        scheduler.set_timesteps(steps, device=condition.device)
+                raise ValueError(f"{len(given)} entries in {name} for {len(condition)} images: give one per image.")
+        scheduler = self.sampling_scheduler(scheduler, steps, condition.device)
         side, channels = self.config.latent_side, self.denoiser.config.in_channels
         if latents is None:
             shape = (condition.shape[0], channels, side, side)

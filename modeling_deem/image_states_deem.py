@@ -63,6 +63,38 @@ class DeemImageStates(ModelOutput):
         return None if self.kept_tables is None else self.kept_tables.setdefault(key, [])
 
 
+def check_images_are_given(
+    images: ModelOutput | None, states: DeemImageStates | None, is_image: torch.Tensor, read: int
+) -> None:
+    """Refuse what would leave images out of sight: `read` tokens in the cache, image tokens bool (B, T) behind it.
+
+    Raises:
+        ValueError: image tokens without images, a cache whose images are not known, or images that the states do
+            not know.
+    """
+    if states is not None and len(states.visible) != len(is_image):
+        raise ValueError(
+            f"{len(is_image)} sequences, but image_states of {len(states.visible)}. Give the states of these sequences "
+            "(image_states.repeat(times) for several answers to each)."
+        )
+    if images is None and states is None and read:
+        raise ValueError(
+            f"The cache holds {read} tokens, but which images they see is not known. Give the image_states of the "
+            "output that came with the cache (image_states=outputs.image_states), or to generate the whole sequence "
+            "and all its images."
+        )
+    if images is None and states is None and is_image.any():
+        raise ValueError(
+            f"Image features and image tokens do not match, tokens: {int(is_image.sum())}, features: 0. Give the images "
+            "of the text (pixel_values)."
+        )
+    if images is not None and read and (states is None or is_image[:, max(states.visible.shape[1] - read, 0) :].any()):
+        raise ValueError(
+            f"Images among tokens behind a cache of {read} tokens need the image_states of the whole sequence: give "
+            "generate the whole sequence and all its images, or call get_image_states with them."
+        )
+
+
 # ---- which images ------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +284,7 @@ def previous_features(
 __all__ = [
     "DeemImageStates",
     "ImagePlaces",
+    "check_images_are_given",
     "first_image_tokens",
     "flatten_features",
     "gather_contexts",

@@ -1,7 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Writing and drawing in turns, for a batch of rows that are each at a point of their own (spec section 10).
 
-Letters: B rows, T tokens, N images, H picture side, h/w sides of the encoder's input.
+Letters: B rows, T tokens, N images, H image side, h/w sides of the encoder's input.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class DeemInterleavedOutput:
     """
     Attributes:
         pieces: for each row what was generated, in order: token ids int64 (T,), a start-of-image token last where a
-            picture follows, or pictures (3, H, H) in [0, 1].
-        input_ids, attention_mask: (B, T), prompts and all pieces, pictures as image tokens, padded on the left.
+            image follows, or images (3, H, H) in [0, 1].
+        input_ids, attention_mask: (B, T), prompts and all pieces, images as image tokens, padded on the left.
         pixel_values: (N, 3, h, w), the prompts' images and the drawn ones, row by row, as the model reads them.
     """
 
@@ -43,7 +43,7 @@ class _Row:
     latents: Sequence[torch.Tensor] | None  # initial noise, one per image to draw
     drawing: bool
     pieces: list[torch.Tensor] = dataclasses.field(default_factory=list)
-    pictures: int = 0
+    num_drawn: int = 0
     done: bool = False
 
 
@@ -100,21 +100,21 @@ class InterleavingMixin:
         latents: Sequence[Sequence[torch.Tensor]] | None = None,
         **text_options,
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yields `(row, piece)` as the pieces come: a text, the picture it asked for, text again, until eos.
+        """Yields `(row, piece)` as the pieces come: a text, the image it asked for, text again, until eos.
 
         In each round the rows that are about to draw do so in one batch, then the rows that are about to write.
-        Each row gives what it would give alone. A drawn picture goes back through the image processor and is an
+        Each row gives what it would give alone. A drawn image goes back through the image processor and is an
         image of the text like any other. Each row is one document: a bos that the model writes does not cut off what
-        comes before it from the next picture.
+        comes before it from the next image.
 
         Args:
             input_ids: (B, T), images as the processor writes them, padding on either side. In a row that ends in a
-                start-of-image token the first piece is a picture.
+                start-of-image token the first piece is an image.
             pixel_values: (N, 3, h, w), images in the text, row by row.
             attention_mask: (B, T), 0 at padding.
             image_processor: the processor's; called with `images` (uint8 arrays (3, H, H)) and `return_tensors="pt"`.
-            max_pieces: most pieces, texts and pictures, of each row.
-            draw_every_turn: draw a picture after every text, whether the model asks for it or not.
+            max_pieces: most pieces, texts and images, of each row.
+            draw_every_turn: draw an image after every text, whether the model asks for it or not.
             stop_at_eos: end a row when the model does; otherwise only after `max_pieces`.
             max_new_tokens: most tokens of each text.
             num_inference_steps, guidance_scale, scheduler: as in `generate_images`.
@@ -196,7 +196,7 @@ class InterleavingMixin:
         for name in ("eos_token_id", "return_dict_in_generate", "stop_strings", "streamer"):
             if options.get(name):
                 raise ValueError(
-                    f"generate_interleaved takes no {name}: a text ends at the model's eos or where a picture begins, and comes "
+                    f"generate_interleaved takes no {name}: a text ends at the model's eos or where an image begins, and comes "
                     "as token ids (see stream_interleaved)."
                 )
         # Image tokens written as text would have no image.
@@ -204,7 +204,7 @@ class InterleavingMixin:
         return {**defaults, **options, "max_new_tokens": max_new_tokens}
 
     def _write(self, rows: list[_Row], options: dict, draw_every_turn: bool, stop_at_eos: bool) -> None:
-        """One text for each row, up to its eos or the start of its next picture."""
+        """One text for each row, up to its eos or the start of its next image."""
         config = self.config
         eos = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
         start = config.start_of_image_token_id
@@ -233,15 +233,15 @@ class InterleavingMixin:
             row.done = ended and stop_at_eos
 
     def _draw(self, rows: list[_Row], image_processor: Callable, options: dict) -> None:
-        """One picture for each row, read again as an image of its text."""
+        """One image for each row, read again as an image of its text."""
         ids, mask, pixel_values = self._join_rows(rows)
         padding = ids.shape[1] - torch.tensor([len(row.ids) for row in rows], device=ids.device)
         starts = padding + torch.tensor([row.document_start for row in rows], device=ids.device)
         generators = [row.generator for row in rows]
         latents = None
         if rows[0].latents is not None:
-            latents = torch.cat([row.latents[row.pictures] for row in rows])
-        pictures = self.generate_images(
+            latents = torch.cat([row.latents[row.num_drawn] for row in rows])
+        images = self.generate_images(
             ids,
             mask,
             pixel_values,
@@ -250,11 +250,11 @@ class InterleavingMixin:
             latents=latents,
             **options,
         )
-        as_bytes = list((pictures * 255).round().to(torch.uint8).cpu().numpy())
+        as_bytes = list((images * 255).round().to(torch.uint8).cpu().numpy())
         seen = image_processor(images=as_bytes, return_tensors="pt")["pixel_values"].to(ids.device)
-        for row, picture, pixels in zip(rows, pictures, seen.split(1), strict=True):
-            row.pieces.append(picture)
-            row.pictures += 1
+        for row, image, pixels in zip(rows, images, seen.split(1), strict=True):
+            row.pieces.append(image)
+            row.num_drawn += 1
             row.ids = F.pad(row.ids, (0, self.config.num_image_tokens), value=self.config.image_token_id)
             row.pixel_values = pixels if row.pixel_values is None else torch.cat([row.pixel_values, pixels])
             row.drawing = False

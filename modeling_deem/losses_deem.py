@@ -3,6 +3,7 @@
 
 import torch
 import torch.nn.functional as F
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 
 def text_loss(
@@ -20,14 +21,11 @@ def text_loss(
             over the targets given here. No target at all gives 0.
         shift_labels: (B, T), targets already aligned with the logits; they take the place of `labels`.
     """
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
-    targets = targets.flatten().to(logits.device)
-    total = F.cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=-100, reduction="sum")
+    if shift_labels is None:
+        shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
     if num_items_in_batch is None:
-        num_items_in_batch = (targets != -100).sum().clamp(min=1)
-    elif torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+        num_items_in_batch = (shift_labels != -100).sum().clamp(min=1)
+    return ForCausalLMLoss(logits, None, logits.shape[-1], num_items_in_batch, shift_labels=shift_labels)
 
 
 def region_mean(errors: torch.Tensor, regions: torch.Tensor | None) -> torch.Tensor:

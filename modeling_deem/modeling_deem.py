@@ -22,6 +22,7 @@ from .image_decoder_deem import DeemImageDecoder
 from .image_states_deem import (
     DeemImageStates,
     ImagePlaces,
+    check_images_are_given,
     flatten_features,
     gather_contexts,
     locate_images,
@@ -197,7 +198,7 @@ class DeemModel(DeemPreTrainedModel):
             images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         read = 0 if past_key_values is None else past_key_values.get_seq_length()
         if not torch.compiler.is_compiling():
-            self.check_images_are_given(images, image_states, is_image, read)
+            check_images_are_given(images, image_states, is_image, read)
         if images is not None:
             tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
             inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
@@ -228,41 +229,6 @@ class DeemModel(DeemPreTrainedModel):
             image_states=image_states,
         )
 
-    def check_images_are_given(
-        self, images: DeemImageOutput | None, states: DeemImageStates | None, is_image: torch.Tensor, read: int
-    ) -> None:
-        """Refuse what would leave images out of sight: `read` tokens in the cache, image tokens bool (B, T) behind it.
-
-        Raises:
-            ValueError: image tokens without images, a cache whose images are not known, or images that the states do
-                not know.
-        """
-        if states is not None and len(states.visible) != len(is_image):
-            raise ValueError(
-                f"{len(is_image)} sequences, but image_states of {len(states.visible)}. Give the states of these sequences "
-                "(image_states.repeat(times) for several answers to each)."
-            )
-        if images is None and states is None and read:
-            raise ValueError(
-                f"The cache holds {read} tokens, but which images they see is not known. Give the image_states of the "
-                "output that came with the cache (image_states=outputs.image_states), or to generate the whole sequence "
-                "and all its images."
-            )
-        if images is None and states is None and is_image.any():
-            raise ValueError(
-                f"Image features and image tokens do not match, tokens: {int(is_image.sum())}, features: 0. Give the images "
-                "of the text (pixel_values)."
-            )
-        if (
-            images is not None
-            and read
-            and (states is None or is_image[:, max(states.visible.shape[1] - read, 0) :].any())
-        ):
-            raise ValueError(
-                f"Images among tokens behind a cache of {read} tokens need the image_states of the whole sequence: give "
-                "generate the whole sequence and all its images, or call get_image_states with them."
-            )
-
     def get_image_states(
         self, images: DeemImageOutput | None, is_image: torch.Tensor, is_bos: torch.Tensor
     ) -> DeemImageStates:
@@ -284,7 +250,7 @@ class DeemModel(DeemPreTrainedModel):
 
 
 class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin):
-    """The whole model: hidden states -> text through `lm_head`, -> pictures through `image_decoder`."""
+    """The whole model: hidden states -> text through `lm_head`, -> images through `image_decoder`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -340,9 +306,9 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         r"""
         Args:
             labels: (B, T), unshifted, -100 where nothing is to be learned; without it no text loss.
-            target_pixel_values: (N, 3, H, H) in [-1, 1], the pictures to redraw and to draw; without it no diffusion
+            target_pixel_values: (N, 3, H, H) in [-1, 1], the images to redraw and to draw; without it no diffusion
                 loss.
-            target_latents: the same pictures already encoded, (N, 4, s, s), or what they are sampled from, (N, 8, s, s)
+            target_latents: the same images already encoded, (N, 4, s, s), or what they are sampled from, (N, 8, s, s)
                 of `DeemImageDecoder.encode_posterior`.
             document_starts: int64 (N,), column where each image's document starts; found from bos tokens otherwise.
             image_loss_mask: bool (N,), images whose drawing is supervised.
@@ -353,21 +319,12 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             num_items_in_batch: text targets of the whole optimizer step.
             shift_labels (in kwargs): (B, T), targets already aligned with the logits, instead of `labels`' own shift.
         """
-        shift_labels = kwargs.pop("shift_labels", None)  # in the signature, Trainer would take it for a label
-
         # 1. Pixels -> image tokens -> their places in the text -> hidden states.
+        shift_labels = kwargs.pop("shift_labels", None)  # in the signature, Trainer would take it for a label
+        text = dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
+        seen = dict(region_masks=region_masks, mm_encoder_outputs=mm_encoder_outputs, image_states=image_states)
         outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            region_masks=region_masks,
-            mm_encoder_outputs=mm_encoder_outputs,
-            image_states=image_states,
-            return_dict=True,
-            **kwargs,
+            input_ids, pixel_values, inputs_embeds=inputs_embeds, **text, **seen, return_dict=True, **kwargs
         )
         hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
         weights = self.loss_weights(text_loss_weight, image_loss_weight, consistency_loss_weight)
@@ -379,7 +336,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         if labels is not None and weights["text_loss"]:
             losses["text_loss"] = text_loss(logits, labels, num_items_in_batch, shift_labels)
 
-        # 3. Target pictures -> latents, once for both diffusion losses.
+        # 3. Target images -> latents, once for both diffusion losses.
         latents = self.get_target_latents(target_pixel_values, target_latents, images, weights, generator)
 
         # 4. Consistency: redraw each image from its own tokens; the gradient corrects the encoder.
@@ -427,19 +384,19 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         weights: dict[str, float],
         generator: torch.Generator | None = None,
     ) -> torch.Tensor | None:
-        """Latents (N, 4, s, s) of the pictures to redraw; None where no diffusion loss is asked for."""
+        """Latents (N, 4, s, s) of the images to redraw; None where no diffusion loss is asked for."""
         targets = target_latents if target_latents is not None else target_pixel_values
         if targets is None or not (weights["consistency_loss"] or weights["image_loss"]):
             return None
         if self.image_decoder is None:
             raise ValueError(
-                "Target pictures were given, but this model has no image decoder (image_decoder_config is None). "
+                "Target images were given, but this model has no image decoder (image_decoder_config is None). "
                 "Leave out target_pixel_values, or use a model composed with a diffusion part."
             )
         count = 0 if images is None else len(images.image_tokens)
         if len(targets) != count:
             raise ValueError(
-                f"{len(targets)} target pictures for {count} images: there must be one target per image, in the "
+                f"{len(targets)} target images for {count} images: there must be one target per image, in the "
                 "same order. Let the collator make both."
             )
         make = self.image_decoder.encode if target_latents is None else self.image_decoder.sample_latents

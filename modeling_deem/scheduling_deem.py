@@ -11,7 +11,7 @@ import diffusers
 import torch
 
 FLOW = "flow_prediction"
-# Solvers that also know flow matching. (DEIS does too, but leaves the noise of its last step in the picture.)
+# Solvers that also know flow matching. (DEIS does too, but leaves the noise of its last step in the image.)
 FLOW_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 
 
@@ -23,7 +23,7 @@ def build_scheduler(config: dict[str, Any]) -> diffusers.SchedulerMixin:
     """
     if config.get("use_dynamic_shifting"):
         raise ValueError(
-            "The scheduler shifts its noise levels by the size of each picture (use_dynamic_shifting); DEEM draws one "
+            "The scheduler shifts its noise levels by the size of each image (use_dynamic_shifting); DEEM draws one "
             "size. Set use_dynamic_shifting = False and the shift of that size in the scheduler's config."
         )
     with torch.device("cpu"):

@@ -104,7 +104,7 @@ def stage_widths(vision_config) -> list[int]:
 
 
 def pyramid_sides(vision_config, image_size: int) -> list[int]:
-    """Sides of the four pyramid levels, fine to coarse, for pictures of `image_size` pixels."""
+    """Sides of the four pyramid levels, fine to coarse, for images of `image_size` pixels."""
     if is_staged(vision_config):
         return [image_size // stride for stride in (4, 8, 16, 32)]
     grid = image_size // vision_config.patch_size
@@ -209,17 +209,18 @@ class DeemVisionTower(nn.Module):
         self.region_tokens = DeemRegionTokens(size) if config.use_region_tokens else None
         self.position_grid_side = config.position_grid_side
         self.register_buffer("positions", self.compute_positions(), persistent=False)
-        for level in self.unread_levels(config):
-            self.level_projections[level]._is_fixed = True
-            if self.simple_pyramid is not None:
-                self.simple_pyramid.levels[level]._is_fixed = True
-
-    def unread_levels(self, config) -> set[int]:
-        """Levels that no part of the model looks at, so that nothing could train them."""
         decoder = config.image_decoder_config
-        if config.use_region_tokens or (decoder is not None and decoder.fuses_features):
-            return set()
-        return set(range(NUM_LEVELS)) - {self.grid_level, *config.image_attention_levels}
+        reads_all = config.use_region_tokens or (decoder is not None and decoder.fuses_features)
+        read = range(NUM_LEVELS) if reads_all else {self.grid_level, *config.image_attention_levels}
+        self.unread_levels = sorted(set(range(NUM_LEVELS)) - set(read))
+
+    def fixed_parts(self) -> list[nn.Module | nn.Parameter]:
+        """What never trains: levels that nothing looks at, and the token for masked patches of a ViT's pretraining."""
+        fixed = [self.level_projections[level] for level in self.unread_levels]
+        if self.simple_pyramid is not None:
+            fixed += [self.simple_pyramid.levels[level] for level in self.unread_levels]
+        tokens = [getattr(module, "mask_token", None) for module in self.encoder.modules()]
+        return fixed + [token for token in tokens if isinstance(token, nn.Parameter)]
 
     def compute_positions(self) -> torch.Tensor:
         """The sin-cos table, (grid side squared, E); `_init_weights` restores the buffer from it."""

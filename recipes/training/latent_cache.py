@@ -155,8 +155,6 @@ class LatentCollator(DeemDataCollator):
 class AbsentVae(nn.Module):
     """In the place of a VAE that training does not need; its weights stay in main memory, for checkpoints."""
 
-    _is_fixed = True
-
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
         self.config, self.dtype = vae.config, vae.dtype

@@ -52,7 +52,7 @@ def test_bad_input_is_refused_with_the_numbers(model) -> None:
             "pixel_values": batch["pixel_values"][:2],
         }
         model.generate(**fewer, max_new_tokens=1)
-    with pytest.raises(ValueError, match="2 target pictures for 3 images"):
+    with pytest.raises(ValueError, match="2 target images for 3 images"):
         model(**{**batch, "target_pixel_values": batch["target_pixel_values"][:2]})
     with pytest.raises(ValueError, match="32, 32.*64, 64"):
         model(**batch, region_masks=torch.ones(3, 1, 32, 32))
