@@ -3,7 +3,8 @@
 
     python tests/golden/compare.py DIR [--weights DIR2] [--json OUT]
 
-DIR holds `case_*.json` and `case_*.safetensors`; `config.json` and `state_dict*.safetensors` lie there too, or in DIR2.
+DIR holds `case_*.json` and `case_*.safetensors` (a case may take its inputs from another, `inputs_of`, and store no
+gradients); `config.json` and `state_dict*.safetensors` lie there too, or in DIR2.
 A case is recognized by what it holds:
 
     training step         `scalars` and text                 losses, hidden states, both diffusion passes, gradients
@@ -101,11 +102,26 @@ class Report:
 class Case:
     """The files of a case; remembers which stored values were looked at."""
 
-    def __init__(self, path: Path, report: Report):
+    def __init__(self, path: Path, report: Report, folders: list[Path] | None = None):
         self.name, self.report = path.stem.removeprefix("case_"), report
         self.json: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-        self.tensors = load_file(path.with_suffix(".safetensors"))
+        stored = path.with_suffix(".safetensors")
+        self.tensors = load_file(stored) if stored.exists() else {}
+        if (other := self.json.get("inputs_of")) is not None:
+            self.tensors = self.inputs_of(other, folders or [path.parent]) | self.tensors
         self.seen: set[str] = set()
+
+    @staticmethod
+    def inputs_of(name: str, folders: list[Path]) -> dict[str, torch.Tensor]:
+        """Inputs, random draws and latents of another case."""
+        file = f"case_{name.removeprefix('case_')}.safetensors"
+        found = next((folder / file for folder in folders if (folder / file).exists()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"{file}, whose inputs a case shares, is in none of {', '.join(map(str, folders))}."
+            )
+        shared = re.compile(r"(in|rng)\..+|(out|fixed)\.(sniffer|decoder)\.latents")
+        return {key: tensor for key, tensor in load_file(found).items() if shared.fullmatch(key)}
 
     def __contains__(self, key: str) -> bool:
         return key in self.tensors
@@ -317,20 +333,27 @@ def freeze_as_stored(model: nn.Module, case: Case, source: dict[str, Any]) -> No
         parameter.requires_grad_(name in trained)
 
 
+LOSS_PARTS = {"text_loss": "txt", "image_loss": "img", "consistency_loss": "sniffer"}  # ours -> the original's
+
+
+def loss_weight(case: Case, source: dict[str, Any], part: str) -> float:
+    """Weight of a loss: of the case's own `loss_weights`, by any of its names, else of the configuration."""
+    names = (f"loss_{part}_weight", f"loss_{part}", part)
+    given = case.json.get("loss_weights") or {}
+    own = next((given[name] for name in names if name in given), None)
+    return case.option(names[0], default=source[names[0]]) if own is None else own
+
+
 def run_training_step(case: Case, models: Models) -> None:
     model = models.get(case, case["in.image_u8"].shape[-1]).train()
     decoder, source = model.image_decoder, models.source
     freeze_as_stored(model, case, source)
     valid = case["in.attention_mask"].bool()
     targets = case.image("in.image_dec_u8") * 2 - 1
-    fixed = "fixed.decoder.latents" in case
+    fixed = "fixed.decoder.latents" in case and "fixed_scalars" in case.json
     image_pass = "fixed.decoder." if fixed else "out.decoder."
     scalars = case.json["fixed_scalars" if fixed else "scalars"]
-    weights = {
-        "text_loss": case.option("loss_txt_weight", default=source["loss_txt_weight"]),
-        "image_loss": case.option("loss_img_weight", default=source["loss_img_weight"]),
-        "consistency_loss": case.option("loss_sniffer_weight", default=source["loss_sniffer_weight"]),
-    }
+    weights = {name: loss_weight(case, source, part) for name, part in LOSS_PARTS.items()}
 
     # 1. Pictures -> latents, where the posterior is stored.
     for stored, noise in (("out.sniffer.", "rng.sniffer.vae_eps"), (image_pass, "rng.decoder.vae_eps")):
@@ -356,7 +379,8 @@ def run_training_step(case: Case, models: Models) -> None:
     dropped = case["rng.decoder.uncond_u"].flatten() < decoder.config.condition_dropout
     counts = case["in.num_image_per_seq"]
     masks, starts = case.get("in.image_tensors_mask"), case.get("in.nearest_bos_idxs")
-    supervised = per_image(case.get("in.image_loss_mask"), counts)
+    supervised = case.get("in.image_loss_mask")
+    supervised = per_image(case.option("image_loss_mask") if supervised is None else supervised, counts)
     with (
         watch(decoder, "denoise", "error_map") as calls,
         watch(decoder.perceiver, "forward") as perceiver_calls,
@@ -405,13 +429,15 @@ def run_training_step(case: Case, models: Models) -> None:
     case.compare("out.decoder.mmfs_mask", calls["denoise"][1].arguments["states"].visible)
     case.compare("out.decoder.uncond_mask", dropped)
     case.compare("out.decoder.is_cond_image", is_supervised(context.arguments["mask"]))
-    for name, ours in (("loss", total), ("loss_txt", losses["text_loss"]), ("loss_img", losses["image_loss"])):
-        case.compare_loss(name, ours, scalars[name])
-    case.compare_loss("loss_sniffer", losses["consistency_loss"], scalars["loss_sniffer"])
+    ours = {"loss": total} | {f"loss_{part}": losses[name] for name, part in LOSS_PARTS.items()}
+    for name in ours.keys() & scalars.keys():
+        case.compare_loss(name, ours[name], scalars[name])
 
-    # 4. Gradients.
-    total.backward()
-    compare_gradients(case, model, models, "fixed_" if fixed else "")
+    # 4. Gradients, where they are stored.
+    which = "fixed_" if fixed else ""
+    if f"{which}grad_norms" in case.json:
+        total.backward()
+        compare_gradients(case, model, models, which)
     superseded = [key for key in case.tensors if re.match(r"out\.decoder\.(image_(in|normalized)_minmax)$", key)]
     if fixed:
         superseded += [key for key in case.tensors if f"fixed.{key.removeprefix('out.')}" in case]
@@ -842,12 +868,13 @@ def runner_of(case: Case) -> Callable[[Case, Models], None]:
 def compare_folder(folder: Path, weights: Path | None = None, say: Callable[[str], None] = print) -> Report:
     """Runs every case of a folder."""
     report = Report()
-    paths = sorted(folder.glob("case_*.safetensors"))
+    paths = sorted(folder.glob("case_*.json"))
     if not paths:
-        raise FileNotFoundError(f"No case_*.safetensors in {folder}.")
-    models = Models([weights, folder] if weights else [folder])
+        raise FileNotFoundError(f"No case_*.json in {folder}.")
+    folders = [weights, folder] if weights else [folder]
+    models = Models(folders)
     for path in paths:
-        case, began = Case(path, report), time.perf_counter()
+        case, began = Case(path, report, folders), time.perf_counter()
         runner_of(case)(case, models)
         case.finish()
         say(f"{case.name}: {time.perf_counter() - began:.1f} s")

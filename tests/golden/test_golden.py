@@ -34,6 +34,29 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**json.loads(out.read_text()), "returncode": run.returncode, "last": run.stdout.splitlines()[-1]}
 
 
+def test_a_case_that_shares_inputs_and_stores_no_gradients(tmp_path: Path) -> None:
+    """Losses of case a with other label rules and weights; a wrong one of them is found."""
+    if not GOLDEN.exists():
+        pytest.skip("the original's tensors (../shared/golden) are not here")
+    stored = json.loads((GOLDEN / "case_a_caption.json").read_text())
+    losses = stored["fixed_scalars"]
+    weights = {"loss_txt_weight": 2.0, "loss_img_weight": 0.0, "loss_sniffer_weight": 0.5}
+    total = 2.0 * losses["loss_txt"] + 0.5 * losses["loss_sniffer"]
+    shared = {"inputs_of": "case_a_caption", "loss_weights": weights, "nearest_bos_idxs": stored["nearest_bos_idxs"]}
+    for name, wrong in (("right", 0.0), ("wrong", 0.01)):
+        folder = tmp_path / name
+        folder.mkdir()
+        scalars = losses | {"loss": total + wrong}
+        (folder / "case_x.json").write_text(json.dumps({**shared, "fixed_scalars": scalars, "scalars": scalars}))
+        command = [sys.executable, str(HERE / "compare.py"), str(folder), "--weights", str(GOLDEN)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        last = run.stdout.splitlines()[-1]
+        assert last.startswith("golden: 4 tensors") and last.endswith(f"{int(wrong > 0)} failed"), (
+            run.stdout + run.stderr
+        )
+        assert run.returncode == int(wrong > 0)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_case_passes(case: str, result: dict[str, Any]) -> None:
     rows = [row for row in result["rows"] if row["case"] == case]

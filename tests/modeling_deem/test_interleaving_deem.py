@@ -214,8 +214,8 @@ def test_options_that_texts_within_cannot_have_are_refused(model, image_processo
     [
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"scheduler": "DDIMScheduler"}, "make_scheduler"),
-        ({"generator": [torch.Generator()] * 2}, "2 entries in generator for 3 pictures"),
-        ({"latents": torch.zeros(2, 4, 8, 8)}, "2 entries in latents for 3 pictures"),
+        ({"generator": [torch.Generator()] * 2}, "2 entries in generator for 3 images"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, "2 entries in latents for 3 images"),
     ],
 )
 def test_drawing_options_that_do_not_fit_are_refused(model, options: dict, message: str) -> None:
