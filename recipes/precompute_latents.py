@@ -24,7 +24,7 @@ from recipes import pretrain, sft
 from recipes.data.readers.reader import DataReport
 from recipes.data.sources import build_dataset
 from recipes.data.stream.dataset import MixedDataset, mirrored
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 from recipes.training.defaults import parse_recipe
 from recipes.training.latent_cache import SUFFIX, LatentCache, picture_key, transform_id, vae_id, write_shard
 

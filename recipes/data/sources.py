@@ -9,7 +9,7 @@ from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.readers.captions import form_suffix
 from recipes.data.readers.reader import BadSample, DataError, DataReport, Reader
 from recipes.data.readers.rows import DatasetReader
-from recipes.data.stream.concatenating import Concatenation
+from recipes.data.stream.concatenation import Concatenation
 from recipes.data.stream.dataset import MixedDataset, Source
 from recipes.data.stream.packing import Packing
 

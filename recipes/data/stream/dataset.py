@@ -16,10 +16,10 @@ from transformers import ProcessorMixin
 from processing import DeemDataCollator
 from recipes.data.readers.reader import BadSample, DataError, DataReport, Reader
 from recipes.data.samples import released_dialogue
-from recipes.data.stream.concatenating import Concatenation, Concatenator
-from recipes.data.stream.mixing import Mixture
+from recipes.data.stream.concatenation import Concatenation, Concatenator
+from recipes.data.stream.mixture import Mixture
 from recipes.data.stream.packing import Packer, Packing, group_captions, limit_caption
-from recipes.data.stream.shuffling import Place, RecordStream
+from recipes.data.stream.shuffle import Place, RecordStream
 
 POSITION = "position"  # key of a sample, and of a batch, under which its position travels
 
@@ -279,7 +279,7 @@ class MixedDataset(IterableDataset):
         probabilities: one weight per source.
         batch_size: samples per micro-batch (the DataLoader's batch size).
         seed: seed of the draws.
-        stopping: what ends one pass over the mixture, after which the next begins (see `mixing.Mixture`).
+        stopping: what ends one pass over the mixture, after which the next begins (see `mixture.Mixture`).
         per_sample: draw a source for every sample instead of every micro-batch, which then mixes sources, not modes.
 
     Attributes:

@@ -21,7 +21,7 @@ from recipes.data.readers.interleaved import InterleavedReader, interleave
 from recipes.data.readers.questions import ONE_WORD_REQUEST, QuestionReader
 from recipes.data.readers.reader import BadSample, DataReport, open_image
 from recipes.data.sources import DataArguments, build_dataset, find_files
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training import defaults

@@ -17,7 +17,7 @@ from recipes.data.readers import grounding, pickles
 from recipes.data.readers.captions import CaptionReader
 from recipes.data.readers.masks import vcr_mask
 from recipes.data.readers.reader import BadSample, DataReport, open_image, parse_json
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 
 
 def picture(path: Path, size: tuple[int, int] = (32, 32), **options) -> Path:

@@ -21,7 +21,7 @@ from recipes.data.readers.reader import DataReport
 from recipes.data.samples import IMAGE, content, dialogue, released_dialogue
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream import dataset
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 from recipes.synthetic import writers
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import KINDS

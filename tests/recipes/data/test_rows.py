@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from recipes.data.formats import READERS, find_files
 from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 
 
 def png(color: str) -> bytes:

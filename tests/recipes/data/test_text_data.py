@@ -19,7 +19,7 @@ from recipes.data.readers.captions import DESCRIBE_REQUESTS, DRAW_REQUESTS
 from recipes.data.readers.questions import ONE_WORD_REQUEST
 from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 from recipes.synthetic import writers
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import MORE_FORMATS, write_formats

@@ -16,7 +16,7 @@ from processing import DeemDataCollator
 from recipes.data.readers.captions import CaptionReader
 from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset, count_entries
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars
 from recipes.training.trainer import DeemTrainer, DeemTrainingArguments

@@ -24,7 +24,7 @@ from recipes.data.readers.interleaved import InterleavedReader
 from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.dataset import POSITION, PositionCollator, SourceStream, flip_images
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import RecordStream
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars, write_formats
 

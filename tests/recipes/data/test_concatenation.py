@@ -9,7 +9,7 @@ import torch
 
 from processing import DeemDataCollator
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.concatenating import Concatenation, Concatenator
+from recipes.data.stream.concatenation import Concatenation, Concatenator
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 
