@@ -21,10 +21,11 @@ from tqdm import tqdm
 from modeling_deem import DeemImageDecoder
 from processing import DeemProcessor
 from recipes import pretrain, sft
-from recipes.data.readers.reader import DataReport
+from recipes.data.faults import DataReport
 from recipes.data.sources import build_dataset
-from recipes.data.stream.dataset import MixedDataset, mirrored
+from recipes.data.stream.dataset import MixedDataset
 from recipes.data.stream.shuffle import RecordStream
+from recipes.data.stream.steps import mirrored
 from recipes.training.defaults import parse_recipe
 from recipes.training.latent_cache import SUFFIX, LatentCache, picture_key, transform_id, vae_id, write_shard
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 from transformers import ProcessorMixin
 
+from recipes.data.faults import BadSample, DataError, DataReport
 from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.readers.captions import form_suffix
-from recipes.data.readers.reader import BadSample, DataError, DataReport, Reader
+from recipes.data.readers.reader import Reader
 from recipes.data.readers.rows import DatasetReader
 from recipes.data.stream.concatenation import Concatenation
-from recipes.data.stream.dataset import MixedDataset, Source
+from recipes.data.stream.dataset import MixedDataset
 from recipes.data.stream.packing import Packing
+from recipes.data.stream.source_stream import Source
 
 REGION_FAMILIES = ("regions", "vcr", "osprey")  # what region_template applies to
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.

@@ -10,9 +10,9 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.captions import caption_record, form_suffix
 from recipes.data.readers.files import AnnotationReader, LineReader, RowReader, load_json, row_name
-from recipes.data.readers.reader import BadSample, Skip
 
 
 class CaptionFileReader(AnnotationReader):

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 from recipes.data.samples import IMAGE, content, dialogue
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")

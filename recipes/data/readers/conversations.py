@@ -8,9 +8,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from recipes.data.faults import Skip
 from recipes.data.readers.files import RowReader, load_json
 from recipes.data.readers.questions import question_messages
-from recipes.data.readers.reader import Skip
 
 
 class LlavaReader(RowReader):

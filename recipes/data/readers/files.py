@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 
 
 def read_lines(file: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:

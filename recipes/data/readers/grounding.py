@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json, row_name
 from recipes.data.readers.masks import box_mask, scaled_box
 from recipes.data.readers.pickles import load_pickle
-from recipes.data.readers.reader import BadSample, Skip
-from recipes.data.readers.regions import check_size, region_record, upright
+from recipes.data.readers.regions import as_stored, check_size, region_record
 from recipes.data.samples import IMAGE, content, dialogue
 
 TASKS = ("grounding", "referring")
@@ -116,7 +116,7 @@ class RefCocoReader(GroundingReader):
         x, y, width, height = (float(value) for value in box)
         corners = tuple(float(int(value)) for value in (x, y, x + width, y + height))
         phrase = self.clean(rng.choice(ref["sentences"])["raw"])
-        picture = upright(self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg"))
+        picture = as_stored(self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg"))
         check_size(picture, size, key)
         return self.sample(key, phrase, corners, picture, rng)
 
@@ -147,7 +147,7 @@ class VisualGenomeReader(GroundingReader):
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One sample."""
         box = (row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"])
-        picture = upright(self.image(folder, f"{row['image_id']}.jpg"))
+        picture = as_stored(self.image(folder, f"{row['image_id']}.jpg"))
         return self.sample(key, self.clean(row["phrase"]), box, picture, rng)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import read_lines
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 
 IMAGE_FOLDERS = ("mmc4_images", "images")
 

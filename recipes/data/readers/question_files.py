@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json, row_name
 from recipes.data.readers.questions import ONE_WORD_REQUEST, question_messages
-from recipes.data.readers.reader import BadSample, Skip
 
 
 class QuestionFileReader(RowReader):

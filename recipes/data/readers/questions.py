@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 
 # The original trains without the request and evaluates with it. Training on both forms keeps the two from drifting apart.
 ONE_WORD_REQUEST = " Please provide an accurate answer within one word."

@@ -9,17 +9,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import LineReader, load_json, row_name
 from recipes.data.readers.masks import vcr_mask
-from recipes.data.readers.reader import BadSample, Skip
 from recipes.data.readers.regions import (
     INSTRUCTIONS,
     MAX_REGIONS,
     RegionReader,
+    as_stored,
     check_size,
     region_mask,
     region_record,
-    upright,
 )
 from recipes.data.samples import IMAGE, Piece, content, dialogue
 
@@ -52,7 +52,7 @@ class VcrReader(LineReader):
         question, answer, reason = (
             self._naming(self.clean(row[f"{part}_orig"]), objects, key) for part in ("question", "answer", "rationale")
         )
-        picture = upright(self.image(folder, row["img_fn"]))
+        picture = as_stored(self.image(folder, row["img_fn"]))
         metadata = load_json(self.find(folder, row["metadata_fn"]))
         pairs = zip(metadata["boxes"], metadata["segms"], strict=True)
         masks = [vcr_mask(box, polygons, picture.height, picture.width) for box, polygons in pairs]
@@ -92,7 +92,7 @@ class OspreyReader(RegionReader):
         turns = row.get("conversations")
         if turns is not None and len(regions) > MAX_REGIONS:
             return None
-        picture = upright(self.image(folder, row["file_name"]))
+        picture = as_stored(self.image(folder, row["file_name"]))
         check_size(picture, row, key)
         masks = [region_mask(region["segmentation"], picture, f"{key}/{i}", skip) for i, region in enumerate(regions)]
         if turns is not None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json
 from recipes.data.readers.masks import decode_segmentation
-from recipes.data.readers.reader import BadSample, Skip
 from recipes.data.samples import IMAGE, content, dialogue
 
 MAX_REGIONS = 15
@@ -74,7 +74,7 @@ class RegionReader(RowReader):
         about, names = row["image"], row["categories"]
         regions = [region for region in row["regions"] if not region.get("iscrowd")]
         rng.shuffle(regions)
-        picture = upright(self.image(folder, about["file_name"]))
+        picture = as_stored(self.image(folder, about["file_name"]))
         check_size(picture, about, key)
         masks, answers = [], []
         for region in regions[:MAX_REGIONS]:
@@ -141,7 +141,7 @@ def check_size(picture: Image.Image, about: dict[str, Any] | None, key: str) -> 
             raise BadSample("picture of another size than its record", key)
 
 
-def upright(picture: Image.Image) -> Image.Image:
+def as_stored(picture: Image.Image) -> Image.Image:
     """The picture as its pixels lie: masks are drawn on those, whatever its EXIF orientation says."""
     picture.info.clear()
     return picture

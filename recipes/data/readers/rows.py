@@ -24,20 +24,12 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from recipes.data.faults import BadSample, DataError, Skip
 from recipes.data.readers.captions import caption_record, form_suffix
 from recipes.data.readers.files import read_lines
 from recipes.data.readers.interleaved import keep_some, spaces_removed
 from recipes.data.readers.questions import question_messages
-from recipes.data.readers.reader import (
-    BadSample,
-    DataError,
-    Entry,
-    Reader,
-    Skip,
-    open_image,
-    parse_json,
-    remove_reserved,
-)
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 from recipes.data.samples import around_images, dialogue
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]

@@ -1,165 +1,22 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Readers -> one endless stream of samples per process, whose position is part of a checkpoint."""
+"""Several sources -> one endless stream of samples per process, whose position is part of a checkpoint."""
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers import ProcessorMixin
 
-from processing import DeemDataCollator
-from recipes.data.readers.reader import BadSample, DataError, DataReport, Reader
-from recipes.data.samples import released_dialogue
-from recipes.data.stream.concatenation import Concatenation, Concatenator
+from recipes.data.faults import DataError, DataReport
+from recipes.data.stream.concatenation import Concatenation
 from recipes.data.stream.mixture import Mixture
-from recipes.data.stream.packing import Packer, Packing, group_captions, limit_caption
-from recipes.data.stream.shuffle import Place, RecordStream
+from recipes.data.stream.shuffle import Place
+from recipes.data.stream.source_stream import Item, Source, SourceStream
 
 POSITION = "position"  # key of a sample, and of a batch, under which its position travels
-
-
-@dataclass(frozen=True)
-class Source:
-    """One reader and what becomes of its records; see `DataArguments`.
-
-    With `packing`, documents and captions are tokenized and packed, dialogues put one behind the other; without, records
-    are given as they are.
-    """
-
-    reader: Reader
-    processor: ProcessorMixin
-    seed: int
-    shuffle_buffer: int
-    packing: Packing | Concatenation | None = None
-    max_skipped: float = 1.0
-    flip: bool = False
-    max_length: int = 0
-    released_template: bool = False
-    group_prob: float = 0.0
-
-    def finish(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """What is done to each record, whatever its format; with `packing` it becomes a document for that.
-
-        Raises:
-            BadSample: if nothing can be made of it.
-        """
-        if self.flip:
-            record = flip_images(record, rng)
-        if self.max_length:
-            record = limit_rounds(record, self.processor, self.max_length)
-        if self.released_template and "messages" in record:
-            record = released_dialogue(record, self.processor.image_token, self.processor.tokenizer.eos_token)
-        return record if self.packing is None else self._document(record)
-
-    def _document(self, record: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(self.packing, Concatenation):
-            encoded = DeemDataCollator(self.processor, return_targets=False).encode(record)
-            return {"record": record, "tokens": len(encoded["input_ids"])}
-        document = tokenize(record, self.processor)
-        if document["input_ids"].count(self.packing.start_of_image_token_id) != len(document["images"]):
-            raise BadSample("images and their places differ in number", record["id"])
-        if self.packing.level == "sample":
-            document["input_ids"] = limit_caption(document["input_ids"], self.packing)
-        return document
-
-
-class Item(NamedTuple):
-    """A sample, and where it can be found again: the pass over its source and the place in it (None if packed)."""
-
-    source: "SourceStream"
-    epoch: int
-    place: Place | None
-    sample: dict[str, Any]
-
-
-class SourceStream:
-    """The passes of one process over a source. Iterating goes on with an unfinished pass, or starts the next; each pass
-    has an order of its own."""
-
-    def __init__(self, source: Source, report: DataReport, part: tuple[int, int]) -> None:
-        self.source, self.report, self.part = source, report, part
-        self.epoch = 0
-        self.records: RecordStream | None = None
-        self.packer: Packer | Concatenator | None = None
-
-    def __str__(self) -> str:
-        return self.source.reader.name
-
-    def __iter__(self) -> Iterator[Item]:
-        if self.records is None:
-            self._begin()
-        if self.packer is None:
-            for place, record in self.records:
-                yield Item(self, self.epoch, place, record)
-        else:
-            yield from map(self._grouped, self.packer.sequences())  # a resumed pass may hold some
-            for place, document in self.records:
-                self.packer.add(document, place)
-                yield from map(self._grouped, self.packer.sequences())
-        self.restart()
-
-    def restart(self) -> None:
-        """Leave the present pass, if there is one; the next iteration starts another."""
-        if self.records is not None:
-            self.records, self.packer, self.epoch = None, None, self.epoch + 1
-
-    def _begin(self) -> None:
-        self.records = self._pass(self.epoch)
-        packing = self.source.packing
-        kind = Concatenator if isinstance(packing, Concatenation) else Packer
-        self.packer = None if packing is None else kind(packing)
-
-    def _pass(self, epoch: int) -> RecordStream:
-        source = self.source
-        return RecordStream(
-            source.reader,
-            self.report,
-            source.seed,
-            epoch,
-            source.shuffle_buffer,
-            self.part,
-            source.max_skipped,
-            source.finish,
-        )
-
-    def again(self, epoch: int, places: list[Place]) -> list[Item]:
-        """Unpacked samples that a pass has given before. Raises DataError if the data has changed."""
-        records = self._pass(epoch).again(places)
-        return [Item(self, epoch, place, records[place]) for place in places]
-
-    def _grouped(self, sequence: dict[str, Any]) -> Item:
-        source = self.source
-        rng = random.Random(f"{source.seed}/{self.epoch}/{sequence['id']}/group")
-        if rng.random() < source.group_prob:
-            eos = source.processor.tokenizer.eos_token_id
-            sequence = group_captions(sequence, rng.randint(2, 8), source.packing, eos)
-        return Item(self, self.epoch, None, sequence)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch, and the position in the present pass (None between two)."""
-        return {
-            "epoch": self.epoch,
-            "records": None if self.records is None else self.records.state_dict(),
-            "packer": None if self.packer is None else self.packer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved position. Raises DataError if the data is not that of the checkpoint."""
-        self.epoch = state["epoch"]
-        if state["records"] is None:
-            return
-        self._begin()
-        self.records.load_state_dict(state["records"])
-        if self.packer is not None:
-            places = [tuple(place) for place in state["packer"]["places"]]
-            documents = self.records.again(places)
-            self.packer.load_state_dict({**state["packer"], "places": places}, [documents[place] for place in places])
 
 
 class SampleStream:
@@ -440,59 +297,3 @@ class PositionCollator:
             return {POSITION: position}
         batch = self.collator([{k: v for k, v in sample.items() if k != POSITION} for sample in samples])
         return batch if position is None else {**batch, POSITION: position}
-
-
-def tokenize(record: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
-    """A text record -> a document for packing: bos, tokens with every picture expanded, eos."""
-    tokenizer = processor.tokenizer
-    input_ids = tokenizer(processor.expand_image_tokens(record["text"]), add_special_tokens=False)["input_ids"]
-    return {
-        "input_ids": [tokenizer.bos_token_id, *input_ids, tokenizer.eos_token_id],
-        "images": record["images"],
-        "id": record["id"],
-    }
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture as it is to be seen: turned as its EXIF data says, which then no longer says so."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def mirrored(image: Image.Image) -> Image.Image:
-    """Left and right exchanged. Upright first: with the tag kept, a picture lying on its side would be stood on its
-    head when the image processor turns it."""
-    return ImageOps.mirror(upright(image))
-
-
-def flip_images(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Mirror each picture with probability 0.5, before both of its sizes are made, so that they agree."""
-    return {**record, "images": [mirrored(image) if rng.random() < 0.5 else image for image in record["images"]]}
-
-
-def limit_rounds(record: dict[str, Any], processor: ProcessorMixin, max_length: int) -> dict[str, Any]:
-    """Leave out the last rounds of a dialogue, pictures included, until it fits into `max_length` tokens.
-
-    Raises:
-        BadSample: if not even the first round fits, or the record is no dialogue and does not fit.
-    """
-    messages = record.get("messages")
-    if messages is None:
-        if len(tokenize(record, processor)["input_ids"]) > max_length:
-            raise BadSample("longer than max_length", record["id"])
-        return record
-    ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
-    for end in reversed(ends):
-        kept = messages[:end]
-        text = processor.apply_chat_template(kept, tokenize=False)
-        ids = processor.tokenizer(processor.expand_image_tokens(text), add_special_tokens=False)["input_ids"]
-        if len(ids) <= max_length:
-            break
-    else:
-        raise BadSample("longer than max_length", record["id"])
-    if end == ends[-1]:
-        return record
-    parts = [part for message in kept if not isinstance(message["content"], str) for part in message["content"]]
-    number = sum(part["type"] == "image" for part in parts)
-    cut = {name: record[name][:number] for name in ("images", "region_masks") if record.get(name) is not None}
-    return {**record, "messages": kept, **cut}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from recipes.data.readers.reader import DataError
+from recipes.data.faults import DataError
 
 STOPPING = ("longest", "sum", "shortest")
 

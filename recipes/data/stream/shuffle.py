@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.data.readers.reader import BadSample, DataError, DataReport, Entry, Reader
+from recipes.data.faults import BadSample, DataError, DataReport
+from recipes.data.readers.reader import Entry, Reader
 
 Finish = Callable[[dict[str, Any], random.Random], dict[str, Any]]
 Place = tuple[int, int, int]  # number of the shard in this stream's order, number of the entry in it, its offset

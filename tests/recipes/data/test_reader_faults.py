@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.data.faults import BadSample, DataReport
 from recipes.data.formats import READERS, find_files
 from recipes.data.readers import grounding, pickles
 from recipes.data.readers.captions import CaptionReader
 from recipes.data.readers.masks import vcr_mask
-from recipes.data.readers.reader import BadSample, DataReport, open_image, parse_json
+from recipes.data.readers.reader import open_image, parse_json
 from recipes.data.stream.shuffle import RecordStream
 
 

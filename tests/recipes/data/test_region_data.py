@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from processing import DeemDataCollator
+from recipes.data.faults import DataReport
 from recipes.data.formats import READERS, find_files
 from recipes.data.readers import grounding, pickles
-from recipes.data.readers.reader import DataReport
 from recipes.data.samples import IMAGE, content, dialogue, released_dialogue
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream import dataset
+from recipes.data.stream import steps
 from recipes.data.stream.shuffle import RecordStream
 from recipes.synthetic import writers
 from recipes.synthetic.scenes import World
@@ -384,7 +384,7 @@ def test_last_rounds_are_left_out_with_their_pictures(tiny_processor):
     record = {"messages": dialogue(*rounds), "images": [picture] * 3, "region_masks": [None, mask, mask], "id": "x"}
     collator = DeemDataCollator(tiny_processor)
     lengths = [
-        len(collator([dataset.limit_rounds({**record, "messages": dialogue(*rounds[:n])}, tiny_processor, 10**6) | {"images": [picture] * m, "region_masks": [None] * m}])["input_ids"][0])
+        len(collator([steps.limit_rounds({**record, "messages": dialogue(*rounds[:n])}, tiny_processor, 10**6) | {"images": [picture] * m, "region_masks": [None] * m}])["input_ids"][0])
         for n, m in ((1, 1), (2, 3), (3, 3))
     ]  # fmt: skip
     for limit, kept, pictures in (
@@ -393,8 +393,8 @@ def test_last_rounds_are_left_out_with_their_pictures(tiny_processor):
         (lengths[1] - 1, 1, 1),
         (lengths[0], 1, 1),
     ):
-        cut = dataset.limit_rounds(record, tiny_processor, limit)
+        cut = steps.limit_rounds(record, tiny_processor, limit)
         assert (len(cut["messages"]), len(cut["images"]), len(cut["region_masks"])) == (2 * kept, pictures, pictures)
         assert len(collator([cut])["input_ids"][0]) <= limit
-    with pytest.raises(dataset.BadSample, match="longer than max_length"):
-        dataset.limit_rounds(record, tiny_processor, lengths[0] - 1)
+    with pytest.raises(steps.BadSample, match="longer than max_length"):
+        steps.limit_rounds(record, tiny_processor, lengths[0] - 1)

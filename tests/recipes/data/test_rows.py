@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from recipes.data.faults import DataError, DataReport
 from recipes.data.formats import READERS, find_files
-from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.shuffle import RecordStream
 

@@ -13,8 +13,8 @@ from deem_fixtures import tiny_model
 from PIL import Image
 
 from processing import DeemDataCollator
+from recipes.data.faults import DataError, DataReport
 from recipes.data.readers.captions import CaptionReader
-from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset, count_entries
 from recipes.data.stream.shuffle import RecordStream
 from recipes.synthetic.scenes import World

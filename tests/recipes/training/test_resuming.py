@@ -19,12 +19,14 @@ from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
+from recipes.data.faults import DataError, DataReport
 from recipes.data.readers.captions import CaptionReader
 from recipes.data.readers.interleaved import InterleavedReader
-from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.dataset import POSITION, PositionCollator, SourceStream, flip_images
+from recipes.data.stream.dataset import POSITION, PositionCollator
 from recipes.data.stream.shuffle import RecordStream
+from recipes.data.stream.source_stream import SourceStream
+from recipes.data.stream.steps import flip_images
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars, write_formats
 

@@ -1,0 +1,66 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Steps between a reader and the stream: images mirrored, dialogues cut to a length, texts tokenized."""
+
+import random
+from typing import Any
+
+from PIL import ExifTags, Image, ImageOps
+from transformers import ProcessorMixin
+
+from recipes.data.faults import BadSample
+
+
+def tokenize(record: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
+    """A text record -> a document for packing: bos, tokens with every picture expanded, eos."""
+    tokenizer = processor.tokenizer
+    input_ids = tokenizer(processor.expand_image_tokens(record["text"]), add_special_tokens=False)["input_ids"]
+    return {
+        "input_ids": [tokenizer.bos_token_id, *input_ids, tokenizer.eos_token_id],
+        "images": record["images"],
+        "id": record["id"],
+    }
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """The picture as it is to be seen: turned as its EXIF data says, which then no longer says so."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    """Left and right exchanged. Upright first: with the tag kept, a picture lying on its side would be stood on its
+    head when the image processor turns it."""
+    return ImageOps.mirror(turn_upright(image))
+
+
+def flip_images(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Mirror each picture with probability 0.5, before both of its sizes are made, so that they agree."""
+    return {**record, "images": [mirrored(image) if rng.random() < 0.5 else image for image in record["images"]]}
+
+
+def limit_rounds(record: dict[str, Any], processor: ProcessorMixin, max_length: int) -> dict[str, Any]:
+    """Leave out the last rounds of a dialogue, pictures included, until it fits into `max_length` tokens.
+
+    Raises:
+        BadSample: if not even the first round fits, or the record is no dialogue and does not fit.
+    """
+    messages = record.get("messages")
+    if messages is None:
+        if len(tokenize(record, processor)["input_ids"]) > max_length:
+            raise BadSample("longer than max_length", record["id"])
+        return record
+    ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
+    for end in reversed(ends):
+        kept = messages[:end]
+        text = processor.apply_chat_template(kept, tokenize=False)
+        ids = processor.tokenizer(processor.expand_image_tokens(text), add_special_tokens=False)["input_ids"]
+        if len(ids) <= max_length:
+            break
+    else:
+        raise BadSample("longer than max_length", record["id"])
+    if end == ends[-1]:
+        return record
+    parts = [part for message in kept if not isinstance(message["content"], str) for part in message["content"]]
+    number = sum(part["type"] == "image" for part in parts)
+    cut = {name: record[name][:number] for name in ("images", "region_masks") if record.get(name) is not None}
+    return {**record, "messages": kept, **cut}
