@@ -4,6 +4,8 @@
 import re
 from typing import Any
 
+from recipes.prompts import RELEASED_MARKERS, RELEASED_SYSTEM
+
 IMAGE = object()  # the place of a picture in the content of a message
 Piece = Any  # str or IMAGE
 
@@ -44,9 +46,9 @@ def released_dialogue(record: dict[str, Any], image_token: str, eos_token: str) 
     Returns:
         the record with `text` and `trained_spans` (character positions) in place of `messages`.
     """
-    text, spans = "You are a helpful assistant.\n\n", []
+    text, spans = RELEASED_SYSTEM, []
     for message in record["messages"]:
-        marker = "## user" if message["role"] == "user" else "## asistant"
+        marker = RELEASED_MARKERS["user" if message["role"] == "user" else "assistant"]
         said = message["content"]
         if not isinstance(said, str):
             said = "".join(image_token if part["type"] == "image" else part["text"] for part in said)

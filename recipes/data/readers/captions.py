@@ -18,23 +18,10 @@ from PIL import Image
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 from recipes.data.samples import IMAGE, content, dialogue
+from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUESTS, DRAW_REQUESTS
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 FORMS = ("plain", "describe", "draw")
-# Ours; the original draws from 17 and 69 paraphrases (section 1.5).
-DESCRIBE_REQUESTS = (
-    "Could you provide a short description of the image?",
-    "Describe the image briefly.",
-    "What does this picture show?",
-    "Give a short caption for the picture.",
-    "Say in a few words what can be seen here.",
-)
-DRAW_REQUESTS = (
-    "Please draw the complete picture that this description belongs to: ",
-    "Reconstruct the full image from its description: ",
-    "Make a picture of the following: ",
-    "Show what these words describe: ",
-)
 
 
 class CaptionReader(Reader):
@@ -124,7 +111,7 @@ def caption_record(
         text = image_token + caption if rng.random() < 0.5 else caption + image_token
         return {"text": text, "images": [image], "id": key}
     if form == "describe":
-        messages = dialogue((content(IMAGE, f" {rng.choice(DESCRIBE_REQUESTS)} "), f"A photo of {caption}"))
+        messages = dialogue((content(IMAGE, f" {rng.choice(DESCRIBE_REQUESTS)} "), f"{CAPTION_BEGIN} {caption}"))
         return {"messages": messages, "images": [image], "mode": "image_to_text", "id": key}
     request = content(f"{rng.choice(DRAW_REQUESTS)}{caption} ")
     messages = [{"role": "user", "content": request}, {"role": "assistant", "content": content(IMAGE)}]

@@ -19,6 +19,7 @@ from recipes.data.readers.masks import box_mask, scaled_box
 from recipes.data.readers.pickles import load_pickle
 from recipes.data.readers.regions import as_stored, check_size, region_record
 from recipes.data.samples import IMAGE, content, dialogue
+from recipes.prompts import GROUNDING_ANSWER, GROUNDING_REQUEST, REFERRING_REQUEST, REFERRING_REQUEST_END
 
 TASKS = ("grounding", "referring")
 SCALE = 999  # coordinates in text run from 0 to this
@@ -74,14 +75,14 @@ class GroundingReader(RowReader):
         if rng.random() < self.crop_probability and not _PLACE_WORDS.search(phrase):
             box, picture = cropped(box, picture, rng)
         if rng.choice(self.tasks) == "grounding":
-            question = f" Provide the bounding box coordinate of the region this sentence describes: {phrase}. "
-            answer = f"the bounding box coordinate is<box>{box_text(box, *picture.size)}</box>"
+            question = GROUNDING_REQUEST.format(phrase=phrase)
+            answer = GROUNDING_ANSWER.format(box=box_text(box, *picture.size))
             messages = dialogue((content(IMAGE, question), answer))
             return {"messages": messages, "images": [picture], "mode": "image_to_text", "id": key}
         mask = box_mask(box, picture.height, picture.width)
         if not mask.any():
             raise BadSample("empty box", key)
-        question = content(IMAGE, " Provide a sentence that describes the region ", IMAGE, ". ")
+        question = content(IMAGE, REFERRING_REQUEST, IMAGE, REFERRING_REQUEST_END)
         return region_record(key, dialogue((question, phrase)), picture, [mask])
 
 

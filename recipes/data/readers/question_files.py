@@ -12,7 +12,8 @@ from typing import Any
 
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json, row_name
-from recipes.data.readers.questions import ONE_WORD_REQUEST, question_messages
+from recipes.data.readers.questions import question_messages
+from recipes.prompts import ONE_WORD_REQUEST
 
 
 class QuestionFileReader(RowReader):

@@ -14,9 +14,7 @@ from typing import Any
 
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
-
-# The original trains without the request and evaluates with it. Training on both forms keeps the two from drifting apart.
-ONE_WORD_REQUEST = " Please provide an accurate answer within one word."
+from recipes.prompts import ANSWER_BEGIN, ONE_WORD_REQUEST, QUESTION_REQUEST
 
 
 class QuestionReader(Reader):
@@ -89,11 +87,11 @@ class QuestionReader(Reader):
 def question_messages(question: str, answer: str) -> list[dict[str, Any]]:
     """The dialogue of section 1.5 for one question about one picture."""
     user = [
-        {"type": "text", "text": "Based on the image, please answer the question. "},
+        {"type": "text", "text": QUESTION_REQUEST},
         {"type": "image"},
         {"type": "text", "text": question},
     ]
-    assistant = [{"type": "text", "text": f"The answer is {answer}"}]
+    assistant = [{"type": "text", "text": f"{ANSWER_BEGIN} {answer}"}]
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 

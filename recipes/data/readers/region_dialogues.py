@@ -13,7 +13,6 @@ from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import LineReader, load_json, row_name
 from recipes.data.readers.masks import vcr_mask
 from recipes.data.readers.regions import (
-    INSTRUCTIONS,
     MAX_REGIONS,
     RegionReader,
     as_stored,
@@ -22,15 +21,14 @@ from recipes.data.readers.regions import (
     region_record,
 )
 from recipes.data.samples import IMAGE, Piece, content, dialogue
-
-REASON_REQUESTS = ("Why?", "Why do you think so?", "What is the reason?", "How can you tell?")
+from recipes.prompts import DETAIL_REQUEST, REASON_REQUESTS, REGION_INSTRUCTIONS, REGION_NAME
 
 
 def list_regions(number: int) -> list[Piece]:
     """`<ref>region1</ref> <image>, <ref>region2</ref> <image>. ` as pieces of a message."""
     pieces: list[Piece] = []
     for index in range(1, number + 1):
-        pieces += [f"<ref>region{index}</ref> ", IMAGE, ", " if index < number else ". "]
+        pieces += [REGION_NAME.format(number=index), IMAGE, ", " if index < number else ". "]
     return pieces
 
 
@@ -58,7 +56,7 @@ class VcrReader(LineReader):
         masks = [vcr_mask(box, polygons, picture.height, picture.width) for box, polygons in pairs]
         if len(masks) != len(objects):
             raise BadSample("objects and metadata differ in number", key)
-        first = content(IMAGE, f" {INSTRUCTIONS['phrases']} ", *list_regions(len(masks)), question)
+        first = content(IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ", *list_regions(len(masks)), question)
         messages = dialogue((first, answer), (content(rng.choice(REASON_REQUESTS)), reason))
         return region_record(key, messages, picture, masks)
 
@@ -98,7 +96,7 @@ class OspreyReader(RegionReader):
         if turns is not None:
             if any(mask is None for mask in masks) or not masks:
                 raise BadSample("conversation about an unusable region", key)
-            first = (IMAGE, f" {INSTRUCTIONS['phrases']} ", *list_regions(len(masks)))
+            first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ", *list_regions(len(masks)))
             return region_record(key, dialogue(*self._rounds(turns, first)), picture, masks)
         given = row["description"] if isinstance(row["description"], list) else [row["description"]]
         pairs = [(mask, text) for mask, text in zip(masks, given, strict=True) if mask is not None]
@@ -108,8 +106,8 @@ class OspreyReader(RegionReader):
         pairs = pairs[:MAX_REGIONS]
         rounds = []
         for number, (_, text) in enumerate(pairs):
-            first = (IMAGE, f" {INSTRUCTIONS['phrases']} ") if number == 0 else ()
-            request = " Describe this region in detail."
+            first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ") if number == 0 else ()
+            request = DETAIL_REQUEST
             rounds.append((content(*first, IMAGE, request), re.sub(r"^<region\d+>:\s*", "", self.clean(text))))
         return region_record(key, dialogue(*rounds), picture, [mask for mask, _ in pairs])
 

@@ -16,26 +16,9 @@ from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json
 from recipes.data.readers.masks import decode_segmentation
 from recipes.data.samples import IMAGE, content, dialogue
+from recipes.prompts import REGION_INSTRUCTIONS, REGION_REQUESTS
 
 MAX_REGIONS = 15
-# What the first turn asks for, by kind of data. Ours; the release has instructions of the same sense.
-INSTRUCTIONS = {
-    "category": "Name the category of each marked region, in one or two words.",
-    "part": "Name the object and the part of it that each marked region shows. The classes are: {classes}.",
-    "refcoco": "Describe the marked region so that it can be told from others: what it is, where it is and what it "
-    "looks like.",
-    "refcoco+": "Describe the marked region by what it looks like and how it stands to others, without saying where in "
-    "the picture it is.",
-    "phrases": "Here is an overview of the picture. Some of its regions are marked in the following.",
-}
-REQUESTS = (
-    "Give a short description of this region.",
-    "What is shown here?",
-    "Describe the marked part in a few words.",
-    "What can be seen in this region?",
-    "Say briefly what this region contains.",
-    "Caption this region.",
-)
 
 
 class RegionReader(RowReader):
@@ -86,19 +69,19 @@ class RegionReader(RowReader):
             answers.append(self.clean(said.replace(":", " ") if row["kind"] == "part" else said))
         if not masks:
             raise BadSample("image without a usable region", key)
-        instruction = INSTRUCTIONS[row["kind"]]
+        instruction = REGION_INSTRUCTIONS[row["kind"]]
         if row["kind"] == "part":
             instruction = instruction.format(classes=", ".join(sorted(n.replace(":", " ") for n in names.values())))
         first = (IMAGE, f" {instruction} ")
         rounds = []
         for number, answer in enumerate(answers):
-            request = f" {rng.choice(REQUESTS)}" if row["kind"] == "phrases" else ""
+            request = f" {rng.choice(REGION_REQUESTS)}" if row["kind"] == "phrases" else ""
             rounds.append((content(*(first if number == 0 else ()), IMAGE, request), answer))
         return region_record(key, dialogue(*rounds), picture, masks)
 
 
 def region_kind(file_name: str) -> str:
-    """Kind of data by the file's name, a key of `INSTRUCTIONS`."""
+    """Kind of data by the file's name, a key of `REGION_INSTRUCTIONS`."""
     name = file_name.lower()
     if "refcoco" in name:
         return "refcoco+" if any(mark in name for mark in ("refcoco+", "refcocop", "refcoco_plus")) else "refcoco"

@@ -19,10 +19,11 @@ from recipes.data.faults import BadSample, DataReport
 from recipes.data.readers import reader as reading
 from recipes.data.readers.captions import CaptionReader, caption_record
 from recipes.data.readers.interleaved import InterleavedReader, interleave
-from recipes.data.readers.questions import ONE_WORD_REQUEST, QuestionReader
+from recipes.data.readers.questions import QuestionReader
 from recipes.data.readers.reader import open_image
 from recipes.data.sources import DataArguments, build_dataset, find_files
 from recipes.data.stream.shuffle import RecordStream
+from recipes.prompts import ONE_WORD_REQUEST
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training import defaults

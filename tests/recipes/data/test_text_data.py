@@ -16,10 +16,9 @@ from processing import DeemDataCollator
 from recipes.data.faults import DataError, DataReport
 from recipes.data.formats import FORMATS, READERS, find_files
 from recipes.data.readers import rows
-from recipes.data.readers.captions import DESCRIBE_REQUESTS, DRAW_REQUESTS
-from recipes.data.readers.questions import ONE_WORD_REQUEST
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.shuffle import RecordStream
+from recipes.prompts import DESCRIBE_REQUESTS, DRAW_REQUESTS, ONE_WORD_REQUEST
 from recipes.synthetic import writers
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import MORE_FORMATS, write_formats
