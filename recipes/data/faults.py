@@ -35,16 +35,16 @@ class DataReport:
     A fault is listed once, however often the stream passes over it; shares count every pass.
 
     Args:
-        record_events: keep what is noted for `take_events`, to be repeated on another report.
+        keep_events: keep what is noted for `take_events`, to be repeated on another report.
     """
 
-    def __init__(self, record_events: bool = False) -> None:
+    def __init__(self, keep_events: bool = False) -> None:
         self._read: Counter[str] = Counter()
         self._dropped: dict[str, set[str]] = defaultdict(set)
         self._skipped: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self._entries: dict[str, Counter[str]] = defaultdict(Counter)  # source -> shard -> entries read
         self._unusable: dict[str, Counter[str]] = defaultdict(Counter)  # source -> shard -> of them unusable
-        self._events: list[tuple[str, ...]] | None = [] if record_events else None
+        self._events: list[tuple[str, ...]] | None = [] if keep_events else None
 
     def _note(self, *event: str) -> None:
         if self._events is not None:
@@ -63,7 +63,7 @@ class DataReport:
         self._entries[source][shard] += 1
 
     def skip(self, source: str, reason: str, name: str) -> None:
-        """Note an unusable part of a sample that is otherwise used, e.g. one picture of a document."""
+        """Note what is unusable in a sample that is otherwise used, e.g. one image of a document."""
         self._note("skip", source, reason, name)
         self._skipped[source][reason].add(name)
 

@@ -59,14 +59,14 @@ class DataArguments:
     )
     random_flip: bool = field(
         default=False,
-        metadata={"help": "Mirror pictures of documents and captions with probability 0.5, both sizes alike."},
+        metadata={"help": "Mirror images of documents and captions with probability 0.5, both sizes alike."},
     )
     shuffle_buffer: int = field(default=5000, metadata={"help": "Raw entries held for shuffling, per source."})
     pack_length: int = field(
         default=2048,
         metadata={
             "help": "Most tokens of a sequence: documents and captions are cut to fill it, dialogues stand in it whole; 0 = "
-            "one record per sample."
+            "every sample for itself."
         },
     )
     max_length: int = field(
@@ -165,7 +165,7 @@ def count_entries(reader: Reader) -> int:
                 number += 1
         except DataError:
             raise
-        except Exception as error:  # as in RecordStream, where the rest of the file will be counted as unusable
+        except Exception as error:  # as in `ReaderPass`, where the rest of the file will be counted as unusable
             fault = error if isinstance(error, BadSample) else f"{shard.name}: {type(error).__name__}: {error}"
             print(f"Not counted to its end: {fault}")
     return number
@@ -188,7 +188,7 @@ def _check_sources(arguments: DataArguments) -> None:
 
 
 def _max_length(arguments: DataArguments, packing: Packing | Concatenation | None) -> int:
-    """Most tokens of a record, 0 = no limit: packed documents are cut elsewhere, a dialogue must fit into its row."""
+    """Most tokens of a sample, 0 = no limit: packed documents are cut elsewhere, a dialogue must fit into its row."""
     if isinstance(packing, Concatenation):
         return min(arguments.max_length or packing.length, packing.length) - 1  # bos
     return arguments.max_length if packing is None else 0

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""WebDataset tars of pictures and captions (LAION, BLIP, img2dataset) -> caption records.
+"""WebDataset tars of images and captions (LAION, BLIP, img2dataset) -> caption samples.
 
 Layout and rules: data_and_evaluation.md section 2.2. Members are read one by one with `tarfile`: `datasets`' webdataset
 reader parses JSON members inside its generator, so that one broken member ends the whole stream instead of being skipped.
@@ -25,15 +25,15 @@ FORMS = ("plain", "describe", "draw")
 
 
 class CaptionReader(Reader):
-    """Captioned pictures in WebDataset tars.
+    """Captioned images in WebDataset tars.
 
     Args:
         shards: tar files whose consecutive members `<key>.jpg` (jpeg, png, webp) and `<key>.json` with a `caption`, or
             `<key>.txt`, form a sample.
-        image_token: what stands for the picture in the text.
+        image_token: what stands for the image in the text.
         reserved: special tokens that are taken out of the captions.
-        form: `"plain"` (pre-training: picture and caption in either order), `"describe"` (dialogue, the caption is the
-            answer) or `"draw"` (dialogue, the picture is the answer).
+        form: `"plain"` (pre-training: image and caption in either order), `"describe"` (dialogue, the caption is the
+            answer) or `"draw"` (dialogue, the image is the answer).
 
     Raises:
         ValueError: for an unknown form.
@@ -90,8 +90,8 @@ class CaptionReader(Reader):
         for number, offset in sorted(places):
             yield from itertools.islice(self.entries(shard, number, offset), 1)  # none where the tar has changed
 
-    def record(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One caption record in the chosen form, in lower case."""
+    def make_sample(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
+        """One caption sample in the chosen form, in lower case."""
         suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in payload), None)
         if suffix is None:
             raise BadSample("caption without image", key)
@@ -99,13 +99,13 @@ class CaptionReader(Reader):
         if not caption.strip():
             raise BadSample("image without caption", key)
         image = open_image(payload[suffix], f"{key}.{suffix}")
-        return caption_record(key, caption, image, self.form, rng, self.image_token)
+        return caption_sample(key, caption, image, self.form, rng, self.image_token)
 
 
-def caption_record(
+def caption_sample(
     key: str, caption: str, image: Image.Image, form: str, rng: random.Random, image_token: str
 ) -> dict[str, Any]:
-    """A caption and its picture in one of `FORMS`."""
+    """A caption and its image in one of `FORMS`."""
     if form == "plain":
         # no space at the joint
         text = image_token + caption if rng.random() < 0.5 else caption + image_token
@@ -133,10 +133,10 @@ def read_caption(members: dict[str, bytes], key: str) -> str:
     """
     described = parse_json(members["json"], f"{key}.json") if "json" in members else None
     if isinstance(described, dict) and described.get("caption"):
-        parts = described["caption"] if isinstance(described["caption"], list) else [described["caption"]]
-        if not all(isinstance(part, (str, int, float)) for part in parts):
+        said = described["caption"] if isinstance(described["caption"], list) else [described["caption"]]
+        if not all(isinstance(one, (str, int, float)) for one in said):
             raise BadSample("caption is not text", f"{key}.json")
-        return " ".join(map(str, parts))
+        return " ".join(map(str, said))
     if "txt" not in members:
         raise BadSample("image without caption", key)
     try:

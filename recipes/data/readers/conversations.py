@@ -16,14 +16,14 @@ from recipes.data.readers.questions import question_messages
 class LlavaReader(RowReader):
     """`llava_v1_5_mix665k.json`: `[{id, image?, conversations: [{from: human or gpt, value}]}]`.
 
-    Records without a picture are left out, the others split into single rounds; `<image>` goes with its newline. Paths
+    Rows without an image are left out, the others split into single rounds; `<image>` goes with its newline. Paths
     count from the folder that holds `coco/train2017`, `gqa/images`, `ocr_vqa/images`, `textvqa/train_images`, `vg/...`.
     """
 
     image_folders = ("", "images", "datasets", "data")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """One row per round of a record with a picture."""
+        """One row per round of a row with an image."""
         found = []
         for index, row in enumerate(load_json(shard)):
             if isinstance(row, dict) and not row.get("image"):
@@ -32,13 +32,13 @@ class LlavaReader(RowReader):
             if not isinstance(turns, list):
                 found.append((index, (row, ())))  # `build` takes no such row
                 continue
-            # ids are not unique: some pictures have several records
+            # ids are not unique: some images have several rows
             name = f"{index}:{row.get('id', '')}"
             found += [(f"{name}.{i // 2}", (row["image"], turns[i : i + 2])) for i in range(0, len(turns), 2)]
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue, in the form of a question about the picture."""
+        """One dialogue, in the form of a question about the image."""
         name, (asked, answered) = row
         if (asked["from"], answered["from"]) != ("human", "gpt"):
             raise ValueError("a round is a turn of human and one of gpt")

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files; where pictures lie."""
+"""Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files; where images lie."""
 
 import os
 import random
@@ -59,14 +59,14 @@ def _numbered(lines: BinaryIO, name: str, number: int, offset: int, begin: int) 
 
 
 class AnnotationReader(Reader):
-    """Rows of annotation files with pictures in folders nearby. Subclasses say what a row becomes (`build`).
+    """Rows of annotation files with images in folders nearby. Subclasses say what a row becomes (`build`).
 
     Args:
         shards: the files.
         image_token, reserved: special tokens that are taken out of all text.
 
     Attributes:
-        image_folders: where pictures may lie, below the annotation file's folder or the two above it; "" is the folder
+        image_folders: where images may lie, below the annotation file's folder or the two above it; "" is the folder
             itself.
     """
 
@@ -77,14 +77,16 @@ class AnnotationReader(Reader):
         self.shards = shards
         self.image_token = image_token
         self.reserved = (image_token, *reserved)
-        self._folder: dict[Path, Path] = {}  # annotation folder -> where the last picture was found
+        self._folder: dict[Path, Path] = {}  # annotation folder -> where the last image was found
 
     @abstractmethod
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """As `Reader.record`; `folder` is that of the annotations. May raise KeyError, TypeError, ValueError, IndexError
+        """As `Reader.make_sample`; `folder` is that of the annotations. May raise KeyError, TypeError, ValueError, IndexError
         or AttributeError where the row has another layout."""
 
-    def record(self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+    def make_sample(
+        self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip
+    ) -> dict[str, Any] | None:
         """One sample."""
         folder, row = payload
         try:
@@ -104,7 +106,7 @@ class AnnotationReader(Reader):
         Names are data and may be anything: what leads out of the folders that are searched is not opened. Links are not
         followed for this, so that an image folder may be one.
         """
-        # where the last one was found comes first: the same for all pictures of a set, as a rule
+        # where the last one was found comes first: the same for all images of a set, as a rule
         places = [self._folder[folder]] if folder in self._folder else []
         searched = (folder, *folder.parents[:2])
         places += [root / name for root in searched for name in self.image_folders]
@@ -117,7 +119,7 @@ class AnnotationReader(Reader):
         raise BadSample("missing image", str(names[0])[:200])
 
     def image(self, folder: Path, *names: str) -> Image.Image:
-        """The picture with one of these names; see `find`."""
+        """The image with one of these names; see `find`."""
         return open_image(self.find(folder, *names), names[0])
 
 
@@ -148,10 +150,12 @@ class LineReader(AnnotationReader):
         for entry in read_lines(shard, number, offset):
             yield Entry(*entry[:3], (shard.parent, entry.payload))
 
-    def record(self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+    def make_sample(
+        self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip
+    ) -> dict[str, Any] | None:
         """One sample of a line."""
         folder, line = payload
-        return super().record(key, (folder, parse_json(line, key)), rng, skip)
+        return super().make_sample(key, (folder, parse_json(line, key)), rng, skip)
 
 
 def _is_below(file: Path, *folders: Path) -> bool:

@@ -22,11 +22,11 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     """
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(f"Run lengths of size {segmentation.get('size')} for a picture of {[height, width]}.")
+            raise ValueError(f"Run lengths of size {segmentation.get('size')} for an image of {[height, width]}.")
         counts = segmentation["counts"]
         counts = decompress_counts(counts) if isinstance(counts, (str, bytes)) else counts
         if sum(counts) != height * width or min(counts, default=0) < 0:  # pycocotools would read on behind them
-            raise ValueError(f"Run lengths add up to {sum(counts)}, the picture has {height * width} pixels.")
+            raise ValueError(f"Run lengths add up to {sum(counts)}, the image has {height * width} pixels.")
         return coco.decode(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)).astype(bool)
     if not isinstance(segmentation, (list, tuple)) or not segmentation:
         raise ValueError(
@@ -36,7 +36,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"A polygon of {len(polygon)} numbers: expected x, y of at least three points.")
         if not all(abs(value) < MAX_COORDINATE for value in polygon):  # NaN too; pycocotools would take all memory
-            raise ValueError(f"A polygon with coordinates like {polygon[:4]}: expected pixels of the picture.")
+            raise ValueError(f"A polygon with coordinates like {polygon[:4]}: expected pixels of the image.")
     return coco.decode(coco.merge(coco.frPyObjects(list(segmentation), height, width))).astype(bool)
 
 
@@ -63,13 +63,13 @@ def vcr_mask(box: Sequence[float], polygons: Sequence[Any], height: int, width: 
 
     Args:
         box: x1, y1, x2, y2 and possibly a confidence, in pixels.
-        polygons: each a list of `[x, y]` in pixels of the picture.
+        polygons: each a list of `[x, y]` in pixels of the image.
 
     Raises:
-        ValueError: for a box far outside of every picture.
+        ValueError: for a box far outside of every image.
     """
     if not all(abs(value) < MAX_COORDINATE for value in box[:4]):
-        raise ValueError(f"A box at {list(box[:4])}: expected pixels of the picture.")
+        raise ValueError(f"A box at {list(box[:4])}: expected pixels of the image.")
     left, top, right, bottom = (round(value) for value in box[:4])
     columns, rows = max(right - left, 0), max(bottom - top, 0)
     x = box[0] + (np.arange(columns) + 0.5) / max(columns, 1) * (box[2] - box[0])
@@ -106,7 +106,7 @@ def scaled_box(
     """A box on another grid, truncated to whole numbers.
 
     Args:
-        box: x1, y1, x2, y2 on a picture of `size` (width, height); clipped to it.
+        box: x1, y1, x2, y2 on an image of `size` (width, height); clipped to it.
         grid: (width, height) of the result; 999 x 999 for coordinates in text.
         flip: mirror it left to right.
     """

@@ -17,7 +17,7 @@ from recipes.prompts import ONE_WORD_REQUEST
 
 
 class QuestionFileReader(RowReader):
-    """Rows of one picture, one question and its answers, of which one is drawn: those that more people gave more often.
+    """Rows of one image, one question and its answers, of which one is drawn: those that more people gave more often.
 
     Args:
         shards, image_token, reserved: see `AnnotationReader`.
@@ -36,7 +36,7 @@ class QuestionFileReader(RowReader):
 
     @abstractmethod
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
-        """Question, answers, and the names its picture may have."""
+        """Question, answers, and the names its image may have."""
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """One dialogue."""
@@ -71,7 +71,7 @@ class TextVqaReader(QuestionFileReader):
 
 class AokVqaReader(QuestionFileReader):
     """`aokvqa_v1p0_train.json`: `[{image_id, image?, question_id, question, direct_answers: [10 str]}]`; `image` is a path,
-    without it the picture is `train2017/%012d.jpg`."""
+    without it the image is `train2017/%012d.jpg`."""
 
     image_folders = ("", "images", "coco", "coco/images")
 
@@ -105,7 +105,7 @@ class GqaReader(QuestionFileReader):
 
 class OcrVqaReader(QuestionFileReader):
     """OCR-VQA's `dataset.json`: a dict by id of `{imageURL, questions: [], answers: [], split}`; split 1 (training), one
-    sample per question; pictures `images/<id><extension of imageURL>`."""
+    sample per question; images `images/<id><extension of imageURL>`."""
 
     image_folders = ("images", "ocr_vqa/images", "")
 

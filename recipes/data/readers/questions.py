@@ -18,7 +18,7 @@ from recipes.prompts import ANSWER_BEGIN, ONE_WORD_REQUEST, QUESTION_REQUEST
 
 
 class QuestionReader(Reader):
-    """Questions about whole pictures with one answer each.
+    """Questions about whole images with one answer each.
 
     Args:
         shards: question files `*_questions.json`; `{questions: [{image_id, question_id, question}]}`. The answers lie
@@ -43,7 +43,7 @@ class QuestionReader(Reader):
             annotation_file(shard)
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Questions with their answer and picture file, keyed `<file>:<question_id>`."""
+        """Questions with their answer and image file, keyed `<file>:<question_id>`."""
         annotations = annotation_file(shard)
         try:
             given = _rows(annotations, "annotations")
@@ -58,8 +58,8 @@ class QuestionReader(Reader):
             answer = answers.get(name) if isinstance(name, (int, str)) else None
             yield Entry(index, 0, key, {"row": row, "answer": answer, "images": images})
 
-    def record(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue: the picture and question, and the (most frequent, else first) answer."""
+    def make_sample(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
+        """One dialogue: the image and question, and the (most frequent, else first) answer."""
         row, answered = payload["row"], payload["answer"]
         if not isinstance(row, dict):
             raise BadSample("question of another layout", key)
@@ -85,7 +85,7 @@ class QuestionReader(Reader):
 
 
 def question_messages(question: str, answer: str) -> list[dict[str, Any]]:
-    """The dialogue of section 1.5 for one question about one picture."""
+    """The dialogue of section 1.5 for one question about one image."""
     user = [
         {"type": "text", "text": QUESTION_REQUEST},
         {"type": "image"},
@@ -128,7 +128,7 @@ def image_folder(questions: Path) -> Path:
 
 @lru_cache(maxsize=8)
 def _prefix(folder: Path) -> str:
-    """What the picture files of a folder have before the number, e.g. `COCO_train2014_`."""
+    """What the image files of a folder have before the number, e.g. `COCO_train2014_`."""
     first = next((file for file in sorted(folder.iterdir()) if re.search(r"\d{12}\.jpg$", file.name)), None)
     return re.sub(r"\d{12}\.jpg$", "", first.name) if first else f"COCO_{folder.name}_"
 

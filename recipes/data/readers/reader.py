@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""What all readers share: entries that can be found again, opening pictures, parsing JSON, cleaning text."""
+"""What all readers share: entries that can be found again, opening images, parsing JSON, cleaning text."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
         number: its number within the file, from 0.
         offset: where the reader finds it again (a byte position; 0 where the number is enough).
         key: its name, unique within the source; seeds its random choices.
-        payload: what `Reader.record` makes a sample of.
+        payload: what `Reader.make_sample` makes a sample of.
     """
 
     number: int
@@ -39,8 +39,8 @@ class Entry(NamedTuple):
 class Reader(ABC):
     """One source of one format.
 
-    Shuffling happens between `entries` and `record`, so that its buffer holds raw bytes, lines and rows rather than
-    decoded pictures. A record is a sample of `processing.DeemDataCollator`: text or chat messages, its pictures in
+    Shuffling happens between `entries` and `make_sample`, so that its buffer holds raw bytes, lines and rows rather than
+    decoded images. A sample is one of `processing.DeemDataCollator`: text or chat messages, its images in
     order, and where the format has them region masks, trained spans and a mode.
 
     Attributes:
@@ -64,7 +64,7 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def record(self, key: str, payload: Any, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+    def make_sample(self, key: str, payload: Any, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
         """One sample; None if the format's own rules drop it. All chance comes from `rng`; `skip` notes what is left out
         of a sample that is otherwise used.
 
@@ -86,7 +86,7 @@ class Reader(ABC):
 
 
 def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
-    """A fully decoded RGB picture from a file, from bytes, or from what `datasets` has opened.
+    """A fully decoded RGB image from a file, from bytes, or from what `datasets` has opened.
 
     Raises:
         BadSample: "missing image", "empty image", "not an image", "image of floating point numbers",
@@ -102,7 +102,7 @@ def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
         image.load()
         if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: `convert` would cut them at 255
             return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-        # a picture that is RGB already is not copied
+        # an image that is RGB already is not copied
         converted = image if image.mode == "RGB" and not getattr(image, "is_animated", False) else image.convert("RGB")
         return converted
     except Exception as error:  # Pillow's decoders raise whatever the bytes make them trip over
@@ -141,7 +141,7 @@ def parse_json(text: str | bytes, name: str) -> Any:
 
 
 def remove_reserved(text: str, reserved: tuple[str, ...]) -> str:
-    """Take the tokenizer's special tokens out of running text, where they would count as pictures or document ends."""
+    """Take the tokenizer's special tokens out of running text, where they would count as images or document ends."""
     for token in reserved:
         text = text.replace(token, "")
     # half of a surrogate pair, as cut JSON has it, is no text: tokenizers refuse it

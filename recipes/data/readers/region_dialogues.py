@@ -18,7 +18,7 @@ from recipes.data.readers.regions import (
     as_stored,
     check_size,
     region_mask,
-    region_record,
+    region_sample,
 )
 from recipes.data.samples import IMAGE, Piece, content, dialogue
 from recipes.prompts import DETAIL_REQUEST, REASON_REQUESTS, REGION_INSTRUCTIONS, REGION_NAME
@@ -37,7 +37,7 @@ class VcrReader(LineReader):
 
     Two rounds: the question with all objects listed and marked, and the reason. A number n in the text becomes
     "<class> at region<n>"; numbers and regions both count from 1 (the release takes the class of number n from 0, so
-    that the two disagree). Pictures with more than `MAX_REGIONS` objects are left out.
+    that the two disagree). Images with more than `MAX_REGIONS` objects are left out.
     """
 
     image_folders = ("vcr1images", "")
@@ -48,17 +48,17 @@ class VcrReader(LineReader):
         if not 0 < len(objects) <= MAX_REGIONS:
             return None
         question, answer, reason = (
-            self._naming(self.clean(row[f"{part}_orig"]), objects, key) for part in ("question", "answer", "rationale")
+            self._naming(self.clean(row[f"{name}_orig"]), objects, key) for name in ("question", "answer", "rationale")
         )
-        picture = as_stored(self.image(folder, row["img_fn"]))
+        image = as_stored(self.image(folder, row["img_fn"]))
         metadata = load_json(self.find(folder, row["metadata_fn"]))
         pairs = zip(metadata["boxes"], metadata["segms"], strict=True)
-        masks = [vcr_mask(box, polygons, picture.height, picture.width) for box, polygons in pairs]
+        masks = [vcr_mask(box, polygons, image.height, image.width) for box, polygons in pairs]
         if len(masks) != len(objects):
             raise BadSample("objects and metadata differ in number", key)
         first = content(IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ", *list_regions(len(masks)), question)
         messages = dialogue((first, answer), (content(rng.choice(REASON_REQUESTS)), reason))
-        return region_record(key, messages, picture, masks)
+        return region_sample(key, messages, image, masks)
 
     @staticmethod
     def _naming(text: str, objects: list[str], key: str) -> str:
@@ -80,7 +80,7 @@ class OspreyReader(RegionReader):
     """
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per record."""
+        """One row per image."""
         rows = enumerate(load_json(shard))
         return [(row.get("id", i) if isinstance(row, dict) else row_name(row, "id", i), row) for i, row in rows]
 
@@ -90,14 +90,14 @@ class OspreyReader(RegionReader):
         turns = row.get("conversations")
         if turns is not None and len(regions) > MAX_REGIONS:
             return None
-        picture = as_stored(self.image(folder, row["file_name"]))
-        check_size(picture, row, key)
-        masks = [region_mask(region["segmentation"], picture, f"{key}/{i}", skip) for i, region in enumerate(regions)]
+        image = as_stored(self.image(folder, row["file_name"]))
+        check_size(image, row, key)
+        masks = [region_mask(region["segmentation"], image, f"{key}/{i}", skip) for i, region in enumerate(regions)]
         if turns is not None:
             if any(mask is None for mask in masks) or not masks:
                 raise BadSample("conversation about an unusable region", key)
             first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ", *list_regions(len(masks)))
-            return region_record(key, dialogue(*self._rounds(turns, first)), picture, masks)
+            return region_sample(key, dialogue(*self._rounds(turns, first)), image, masks)
         given = row["description"] if isinstance(row["description"], list) else [row["description"]]
         pairs = [(mask, text) for mask, text in zip(masks, given, strict=True) if mask is not None]
         if not pairs:
@@ -109,7 +109,7 @@ class OspreyReader(RegionReader):
             first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ") if number == 0 else ()
             request = DETAIL_REQUEST
             rounds.append((content(*first, IMAGE, request), re.sub(r"^<region\d+>:\s*", "", self.clean(text))))
-        return region_record(key, dialogue(*rounds), picture, [mask for mask, _ in pairs])
+        return region_sample(key, dialogue(*rounds), image, [mask for mask, _ in pairs])
 
     def _rounds(self, turns: list[dict[str, str]], first: tuple[Piece, ...]) -> list[tuple[list[dict[str, Any]], str]]:
         said = [re.sub(r"<(region\d+)>", r"\1", self.clean(turn["value"])) for turn in turns]

@@ -22,10 +22,10 @@ MAX_REGIONS = 15
 
 
 class RegionReader(RowReader):
-    """Pictures with masked regions and a name, expression or phrase for each: one round per region.
+    """Images with masked regions and a name, expression or phrase for each: one round per region.
 
-    The first turn holds the whole picture and an instruction; each turn holds the picture again, with the mask of its
-    region. At most `MAX_REGIONS` regions of a picture, in random order. Crowds (`iscrowd`) are left out.
+    The first turn holds the whole image and an instruction; each turn holds the image again, with the mask of its
+    region. At most `MAX_REGIONS` regions of an image, in random order. Crowds (`iscrowd`) are left out.
     """
 
     image_folders = (
@@ -34,7 +34,7 @@ class RegionReader(RowReader):
     )
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per image record that has annotations."""
+        """One row per image that has annotations."""
         file = load_json(shard)
         given = [row for row in file.get("categories", ()) if isinstance(row, dict)]
         categories = {row["id"]: row["name"] for row in given if {"id", "name"} <= row.keys()}
@@ -57,12 +57,12 @@ class RegionReader(RowReader):
         about, names = row["image"], row["categories"]
         regions = [region for region in row["regions"] if not region.get("iscrowd")]
         rng.shuffle(regions)
-        picture = as_stored(self.image(folder, about["file_name"]))
-        check_size(picture, about, key)
+        image = as_stored(self.image(folder, about["file_name"]))
+        check_size(image, about, key)
         masks, answers = [], []
         for region in regions[:MAX_REGIONS]:
             name = f"{key}/{region['id']}"
-            if (mask := region_mask(region["segmentation"], picture, name, skip)) is None:
+            if (mask := region_mask(region["segmentation"], image, name, skip)) is None:
                 continue
             said = region.get("caption") or about.get("caption") or names[region["category_id"]]
             masks.append(mask)
@@ -77,7 +77,7 @@ class RegionReader(RowReader):
         for number, answer in enumerate(answers):
             request = f" {rng.choice(REGION_REQUESTS)}" if row["kind"] == "phrases" else ""
             rounds.append((content(*(first if number == 0 else ()), IMAGE, request), answer))
-        return region_record(key, dialogue(*rounds), picture, masks)
+        return region_sample(key, dialogue(*rounds), image, masks)
 
 
 def region_kind(file_name: str) -> str:
@@ -90,23 +90,23 @@ def region_kind(file_name: str) -> str:
     return "part" if "part" in name else "category"
 
 
-def region_record(
-    key: str, messages: list[dict[str, Any]], picture: Image.Image, masks: list[np.ndarray | None]
+def region_sample(
+    key: str, messages: list[dict[str, Any]], image: Image.Image, masks: list[np.ndarray | None]
 ) -> dict[str, Any]:
-    """The whole picture, then the same picture once for each mask."""
+    """The whole image, then the same image once for each mask."""
     return {
         "messages": messages,
-        "images": [picture] * (1 + len(masks)),
+        "images": [image] * (1 + len(masks)),
         "region_masks": [None, *masks],
         "mode": "image_to_text",
         "id": key,
     }
 
 
-def region_mask(segmentation: Any, picture: Image.Image, name: str, skip: Skip) -> np.ndarray | None:
-    """(H, W) bool, or None (noted by `skip`) where it is broken, empty or of another size than its picture."""
+def region_mask(segmentation: Any, image: Image.Image, name: str, skip: Skip) -> np.ndarray | None:
+    """(H, W) bool, or None (noted by `skip`) where it is broken, empty or of another size than its image."""
     try:
-        mask = decode_segmentation(segmentation, picture.height, picture.width)
+        mask = decode_segmentation(segmentation, image.height, image.width)
     except (ValueError, KeyError, TypeError, OverflowError):
         skip("broken mask", name)
         return None
@@ -116,15 +116,15 @@ def region_mask(segmentation: Any, picture: Image.Image, name: str, skip: Skip) 
     return mask
 
 
-def check_size(picture: Image.Image, about: dict[str, Any] | None, key: str) -> None:
-    """Refuses a picture that was resized after its boxes and masks were drawn. Records without a size pass."""
+def check_size(image: Image.Image, about: dict[str, Any] | None, key: str) -> None:
+    """Refuses an image that was resized after its boxes and masks were drawn. Annotations without a size pass."""
     about = about or {}
-    for name, size in (("width", picture.width), ("height", picture.height)):
+    for name, size in (("width", image.width), ("height", image.height)):
         if about.get(name) is not None and about[name] != size:
-            raise BadSample("picture of another size than its record", key)
+            raise BadSample("image of another size than its annotations say", key)
 
 
-def as_stored(picture: Image.Image) -> Image.Image:
-    """The picture as its pixels lie: masks are drawn on those, whatever its EXIF orientation says."""
-    picture.info.clear()
-    return picture
+def as_stored(image: Image.Image) -> Image.Image:
+    """The image as its pixels lie: masks are drawn on those, whatever its EXIF orientation says."""
+    image.info.clear()
+    return image

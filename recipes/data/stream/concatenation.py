@@ -35,7 +35,7 @@ class Concatenator:
         """Append a sample.
 
         Args:
-            document: `{"record": sample, "tokens": int}`.
+            document: `{"sample": sample, "tokens": int}`.
             place: where it can be found again.
         """
         if self.held and not self._fits(document):
@@ -45,19 +45,19 @@ class Concatenator:
 
     def _fits(self, document: dict[str, Any]) -> bool:
         both = [held for _, held in self.held] + [document]
-        images = sum(len(one["record"].get("images") or ()) for one in both)
+        images = sum(len(one["sample"].get("images") or ()) for one in both)
         return (
             sum(one["tokens"] for one in both) <= self.settings.length
             and (self.settings.max_images < 0 or images <= self.settings.max_images)
-            and document["record"].get("mode") == both[0]["record"].get("mode")
+            and document["sample"].get("mode") == both[0]["sample"].get("mode")
         )
 
     def sequences(self) -> Iterator[dict[str, Any]]:
         """All rows that are full, as samples of `processing.DeemDataCollator`: `{"samples", "id", "mode"}`."""
         while self.full:
-            records = [document["record"] for _, document in self.full.pop(0)]
-            row = {"samples": records, "id": "+".join(record["id"] for record in records)}
-            yield row if records[0].get("mode") is None else {**row, "mode": records[0]["mode"]}
+            samples = [document["sample"] for _, document in self.full.pop(0)]
+            row = {"samples": samples, "id": "+".join(sample["id"] for sample in samples)}
+            yield row if samples[0].get("mode") is None else {**row, "mode": samples[0]["mode"]}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the samples of the unfinished row lie."""

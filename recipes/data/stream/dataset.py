@@ -14,7 +14,7 @@ from recipes.data.faults import DataError, DataReport
 from recipes.data.stream.concatenation import Concatenation
 from recipes.data.stream.mixture import Mixture
 from recipes.data.stream.shuffle import Place
-from recipes.data.stream.source_stream import Item, Source, SourceStream
+from recipes.data.stream.source_stream import PlacedSample, Source, SourceStream
 
 POSITION = "position"  # key of a sample, and of a batch, under which its position travels
 
@@ -28,18 +28,18 @@ class SampleStream:
     Args:
         dataset: sources and settings.
         report: receives what was read and skipped.
-        part: `(index, count)`: which of `count` streams this is.
+        share: `(index, count)`: which of `count` streams this is.
     """
 
-    def __init__(self, dataset: "MixedDataset", report: DataReport, part: tuple[int, int]) -> None:
-        self.dataset, self.report, self.part = dataset, report, part
-        self.sources = [SourceStream(source, report, part) for source in dataset.sources]
+    def __init__(self, dataset: "MixedDataset", report: DataReport, share: tuple[int, int]) -> None:
+        self.dataset, self.report, self.share = dataset, report, share
+        self.sources = [SourceStream(source, report, share) for source in dataset.sources]
         self.epoch = 0
         self.mixture = self._mixture()
-        self.held: list[Item] = []  # drawn, in this order, and not given yet
+        self.held: list[PlacedSample] = []  # drawn, in this order, and not given yet
 
     def _mixture(self) -> Mixture:
-        index, count = self.part
+        index, count = self.share
         generator = torch.Generator().manual_seed(self.dataset.seed + index + self.epoch * count)
         batch_size = 1 if self.dataset.per_sample else self.dataset.batch_size
         return Mixture(
@@ -73,18 +73,18 @@ class SampleStream:
     def _whole_batches(self) -> Iterator[dict[str, Any]]:
         """Give out what fills a micro-batch of one mode, first what was complete first."""
         while True:
-            kinds: dict[tuple[Any, str], list[Item]] = defaultdict(list)
-            for item in self.held:
-                mode = item.sample.get("mode") or "interleaved"  # as the collator has it
-                batch = kinds[None if self.dataset.per_sample else item.source, mode]
-                batch.append(item)
+            kinds: dict[tuple[Any, str], list[PlacedSample]] = defaultdict(list)
+            for placed in self.held:
+                mode = placed.sample.get("mode") or "interleaved"  # as the collator has it
+                batch = kinds[None if self.dataset.per_sample else placed.source, mode]
+                batch.append(placed)
                 if len(batch) == self.dataset.batch_size:
                     break
             else:
                 return
             given = set(map(id, batch))
-            self.held = [item for item in self.held if id(item) not in given]
-            yield from (item.sample for item in batch)
+            self.held = [placed for placed in self.held if id(placed) not in given]
+            yield from (placed.sample for placed in batch)
 
     def state_dict(self) -> dict[str, Any]:
         """The position between two micro-batches."""
@@ -92,7 +92,7 @@ class SampleStream:
             "epoch": self.epoch,
             "mixture": self.mixture.state_dict(),
             "sources": [source.state_dict() for source in self.sources],
-            "held": [(self.sources.index(item.source), item.epoch, item.place) for item in self.held],
+            "held": [(self.sources.index(placed.source), placed.epoch, placed.place) for placed in self.held],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,10 +103,10 @@ class SampleStream:
         for source, position in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(position)
         held = [(index, epoch, tuple(place)) for index, epoch, place in state["held"]]
-        found: dict[tuple[int, int, Place], Item] = {}
+        found: dict[tuple[int, int, Place], PlacedSample] = {}
         for index, epoch in dict.fromkeys(at[:2] for at in held):
             places = [place for *at, place in held if at == [index, epoch]]
-            found |= {(index, epoch, item.place): item for item in self.sources[index].again(epoch, places)}
+            found |= {(index, epoch, placed.place): placed for placed in self.sources[index].again(epoch, places)}
         self.held = [found[at] for at in held]
 
 
@@ -126,7 +126,7 @@ class Position:
 class MixedDataset(IterableDataset):
     """An endless stream of samples whose consecutive `batch_size` samples come from one source and have one mode.
 
-    Every process and every data worker reads a part of its own (see `RecordStream`). Iterating gives the same samples
+    Every process and every data worker reads a share of its own (see `ReaderPass`). Iterating gives the same samples
     each time, from the beginning, or from where `load_state_dict` says. What has been consumed is known to
     `state_dict`: in the process itself that is what has been taken from the iterator; data workers read ahead, so their
     positions travel with the samples, `PositionCollator` hands them on, and the consumer gives them to `note`.
@@ -184,7 +184,7 @@ class MixedDataset(IterableDataset):
             yield from self._live
             return
         index = (worker.id + self.turn) % worker.num_workers
-        report = DataReport(record_events=True)
+        report = DataReport(keep_events=True)
         try:
             stream = self._stream(index, worker.num_workers, report)
             for number, sample in enumerate(stream, start=1):

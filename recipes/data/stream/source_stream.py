@@ -14,15 +14,15 @@ from recipes.data.readers.reader import Reader
 from recipes.data.samples import released_dialogue
 from recipes.data.stream.concatenation import Concatenation, Concatenator
 from recipes.data.stream.packing import Packer, Packing, group_captions, limit_caption
-from recipes.data.stream.shuffle import Place, RecordStream
+from recipes.data.stream.shuffle import Place, ReaderPass
 from recipes.data.stream.steps import flip_images, limit_rounds, tokenize
 
 
 @dataclass(frozen=True)
 class Source:
-    """One reader and what becomes of its records; see `DataArguments`.
+    """One reader and what becomes of its samples; see `DataArguments`.
 
-    With `packing`, documents and captions are tokenized and packed, dialogues put one behind the other; without, records
+    With `packing`, documents and captions are tokenized and packed, dialogues put one behind the other; without, samples
     are given as they are.
     """
 
@@ -37,33 +37,33 @@ class Source:
     released_template: bool = False
     group_prob: float = 0.0
 
-    def finish(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """What is done to each record, whatever its format; with `packing` it becomes a document for that.
+    def finish(self, sample: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+        """What is done to each sample, whatever its format; with `packing` it becomes a document for that.
 
         Raises:
             BadSample: if nothing can be made of it.
         """
         if self.flip:
-            record = flip_images(record, rng)
+            sample = flip_images(sample, rng)
         if self.max_length:
-            record = limit_rounds(record, self.processor, self.max_length)
-        if self.released_template and "messages" in record:
-            record = released_dialogue(record, self.processor.image_token, self.processor.tokenizer.eos_token)
-        return record if self.packing is None else self._document(record)
+            sample = limit_rounds(sample, self.processor, self.max_length)
+        if self.released_template and "messages" in sample:
+            sample = released_dialogue(sample, self.processor.image_token, self.processor.tokenizer.eos_token)
+        return sample if self.packing is None else self._document(sample)
 
-    def _document(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _document(self, sample: dict[str, Any]) -> dict[str, Any]:
         if isinstance(self.packing, Concatenation):
-            encoded = DeemDataCollator(self.processor, return_targets=False).encode(record)
-            return {"record": record, "tokens": len(encoded["input_ids"])}
-        document = tokenize(record, self.processor)
+            encoded = DeemDataCollator(self.processor, return_targets=False).encode(sample)
+            return {"sample": sample, "tokens": len(encoded["input_ids"])}
+        document = tokenize(sample, self.processor)
         if document["input_ids"].count(self.packing.start_of_image_token_id) != len(document["images"]):
-            raise BadSample("images and their places differ in number", record["id"])
+            raise BadSample("images and their places differ in number", sample["id"])
         if self.packing.level == "sample":
             document["input_ids"] = limit_caption(document["input_ids"], self.packing)
         return document
 
 
-class Item(NamedTuple):
+class PlacedSample(NamedTuple):
     """A sample, and where it can be found again: the pass over its source and the place in it (None if packed)."""
 
     source: "SourceStream"
@@ -76,70 +76,70 @@ class SourceStream:
     """The passes of one process over a source. Iterating goes on with an unfinished pass, or starts the next; each pass
     has an order of its own."""
 
-    def __init__(self, source: Source, report: DataReport, part: tuple[int, int]) -> None:
-        self.source, self.report, self.part = source, report, part
+    def __init__(self, source: Source, report: DataReport, share: tuple[int, int]) -> None:
+        self.source, self.report, self.share = source, report, share
         self.epoch = 0
-        self.records: RecordStream | None = None
+        self.reader_pass: ReaderPass | None = None
         self.packer: Packer | Concatenator | None = None
 
     def __str__(self) -> str:
         return self.source.reader.name
 
-    def __iter__(self) -> Iterator[Item]:
-        if self.records is None:
+    def __iter__(self) -> Iterator[PlacedSample]:
+        if self.reader_pass is None:
             self._begin()
         if self.packer is None:
-            for place, record in self.records:
-                yield Item(self, self.epoch, place, record)
+            for place, sample in self.reader_pass:
+                yield PlacedSample(self, self.epoch, place, sample)
         else:
             yield from map(self._grouped, self.packer.sequences())  # a resumed pass may hold some
-            for place, document in self.records:
+            for place, document in self.reader_pass:
                 self.packer.add(document, place)
                 yield from map(self._grouped, self.packer.sequences())
         self.restart()
 
     def restart(self) -> None:
         """Leave the present pass, if there is one; the next iteration starts another."""
-        if self.records is not None:
-            self.records, self.packer, self.epoch = None, None, self.epoch + 1
+        if self.reader_pass is not None:
+            self.reader_pass, self.packer, self.epoch = None, None, self.epoch + 1
 
     def _begin(self) -> None:
-        self.records = self._pass(self.epoch)
+        self.reader_pass = self._pass(self.epoch)
         packing = self.source.packing
         kind = Concatenator if isinstance(packing, Concatenation) else Packer
         self.packer = None if packing is None else kind(packing)
 
-    def _pass(self, epoch: int) -> RecordStream:
+    def _pass(self, epoch: int) -> ReaderPass:
         source = self.source
-        return RecordStream(
+        return ReaderPass(
             source.reader,
             self.report,
             source.seed,
             epoch,
             source.shuffle_buffer,
-            self.part,
+            self.share,
             source.max_skipped,
             source.finish,
         )
 
-    def again(self, epoch: int, places: list[Place]) -> list[Item]:
+    def again(self, epoch: int, places: list[Place]) -> list[PlacedSample]:
         """Unpacked samples that a pass has given before. Raises DataError if the data has changed."""
-        records = self._pass(epoch).again(places)
-        return [Item(self, epoch, place, records[place]) for place in places]
+        samples = self._pass(epoch).again(places)
+        return [PlacedSample(self, epoch, place, samples[place]) for place in places]
 
-    def _grouped(self, sequence: dict[str, Any]) -> Item:
+    def _grouped(self, sequence: dict[str, Any]) -> PlacedSample:
         source = self.source
         rng = random.Random(f"{source.seed}/{self.epoch}/{sequence['id']}/group")
         if rng.random() < source.group_prob:
             eos = source.processor.tokenizer.eos_token_id
             sequence = group_captions(sequence, rng.randint(2, 8), source.packing, eos)
-        return Item(self, self.epoch, None, sequence)
+        return PlacedSample(self, self.epoch, None, sequence)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, and the position in the present pass (None between two)."""
         return {
             "epoch": self.epoch,
-            "records": None if self.records is None else self.records.state_dict(),
+            "records": None if self.reader_pass is None else self.reader_pass.state_dict(),
             "packer": None if self.packer is None else self.packer.state_dict(),
         }
 
@@ -149,8 +149,8 @@ class SourceStream:
         if state["records"] is None:
             return
         self._begin()
-        self.records.load_state_dict(state["records"])
+        self.reader_pass.load_state_dict(state["records"])
         if self.packer is not None:
             places = [tuple(place) for place in state["packer"]["places"]]
-            documents = self.records.again(places)
+            documents = self.reader_pass.again(places)
             self.packer.load_state_dict({**state["packer"], "places": places}, [documents[place] for place in places])

@@ -10,45 +10,45 @@ from transformers import ProcessorMixin
 from recipes.data.faults import BadSample
 
 
-def tokenize(record: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
-    """A text record -> a document for packing: bos, tokens with every picture expanded, eos."""
+def tokenize(sample: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
+    """A text sample -> a document for packing: bos, tokens with every image expanded, eos."""
     tokenizer = processor.tokenizer
-    input_ids = tokenizer(processor.expand_image_tokens(record["text"]), add_special_tokens=False)["input_ids"]
+    input_ids = tokenizer(processor.expand_image_tokens(sample["text"]), add_special_tokens=False)["input_ids"]
     return {
         "input_ids": [tokenizer.bos_token_id, *input_ids, tokenizer.eos_token_id],
-        "images": record["images"],
-        "id": record["id"],
+        "images": sample["images"],
+        "id": sample["id"],
     }
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """The picture as it is to be seen: turned as its EXIF data says, which then no longer says so."""
+    """The image as it is to be seen: turned as its EXIF data says, which then no longer says so."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return ImageOps.exif_transpose(image) if turned else image
 
 
 def mirrored(image: Image.Image) -> Image.Image:
-    """Left and right exchanged. Upright first: with the tag kept, a picture lying on its side would be stood on its
+    """Left and right exchanged. Upright first: with the tag kept, an image lying on its side would be stood on its
     head when the image processor turns it."""
     return ImageOps.mirror(turn_upright(image))
 
 
-def flip_images(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Mirror each picture with probability 0.5, before both of its sizes are made, so that they agree."""
-    return {**record, "images": [mirrored(image) if rng.random() < 0.5 else image for image in record["images"]]}
+def flip_images(sample: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Mirror each image with probability 0.5, before both of its sizes are made, so that they agree."""
+    return {**sample, "images": [mirrored(image) if rng.random() < 0.5 else image for image in sample["images"]]}
 
 
-def limit_rounds(record: dict[str, Any], processor: ProcessorMixin, max_length: int) -> dict[str, Any]:
-    """Leave out the last rounds of a dialogue, pictures included, until it fits into `max_length` tokens.
+def limit_rounds(sample: dict[str, Any], processor: ProcessorMixin, max_length: int) -> dict[str, Any]:
+    """Leave out the last rounds of a dialogue, images included, until it fits into `max_length` tokens.
 
     Raises:
-        BadSample: if not even the first round fits, or the record is no dialogue and does not fit.
+        BadSample: if not even the first round fits, or the sample is no dialogue and does not fit.
     """
-    messages = record.get("messages")
+    messages = sample.get("messages")
     if messages is None:
-        if len(tokenize(record, processor)["input_ids"]) > max_length:
-            raise BadSample("longer than max_length", record["id"])
-        return record
+        if len(tokenize(sample, processor)["input_ids"]) > max_length:
+            raise BadSample("longer than max_length", sample["id"])
+        return sample
     ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
     for end in reversed(ends):
         kept = messages[:end]
@@ -57,10 +57,10 @@ def limit_rounds(record: dict[str, Any], processor: ProcessorMixin, max_length: 
         if len(ids) <= max_length:
             break
     else:
-        raise BadSample("longer than max_length", record["id"])
+        raise BadSample("longer than max_length", sample["id"])
     if end == ends[-1]:
-        return record
-    parts = [part for message in kept if not isinstance(message["content"], str) for part in message["content"]]
-    number = sum(part["type"] == "image" for part in parts)
-    cut = {name: record[name][:number] for name in ("images", "region_masks") if record.get(name) is not None}
-    return {**record, "messages": kept, **cut}
+        return sample
+    items = [item for message in kept if not isinstance(message["content"], str) for item in message["content"]]
+    number = sum(item["type"] == "image" for item in items)
+    cut = {name: sample[name][:number] for name in ("images", "region_masks") if sample.get(name) is not None}
+    return {**sample, "messages": kept, **cut}
