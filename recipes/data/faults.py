@@ -75,7 +75,7 @@ class DataReport:
         self._unusable[source][shard] += 1
 
     def take_events(self) -> list[tuple[str, ...]]:
-        """What was noted since the last call, for `repeat`."""
+        """Return what was noted since the last call, for `repeat`."""
         events, self._events = self._events or [], []
         return events
 
@@ -85,7 +85,7 @@ class DataReport:
             getattr(self, name)(*arguments)
 
     def check(self, source: str, max_share: float) -> None:
-        """Refuse a source of which too much is unusable.
+        """Refuse a source if too much of it is unusable.
 
         Raises:
             DataError: if, of at least `MIN_ENTRIES` entries, more than `max_share` (0 ... 1) were unusable.
@@ -106,7 +106,7 @@ class DataReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """`{source: {"read": int, "dropped_by_rule": int, "skipped": {reason: {"count": int, "examples": [str]}}}}`."""
+        """Return `{source: {"read": int, "dropped_by_rule": int, "skipped": {reason: {"count": int, "examples": [str]}}}}`."""
         return {
             source: {
                 "read": self._read[source],
@@ -120,7 +120,7 @@ class DataReport:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All counts as plain data."""
+        """Return all counts as plain data."""
         return {
             "read": dict(self._read),
             "dropped": {source: sorted(keys) for source, keys in self._dropped.items()},

@@ -11,7 +11,7 @@ Piece = Any  # str or IMAGE
 
 
 def content(*pieces: Piece) -> list[dict[str, Any]]:
-    """Texts and images -> the items of a chat message; empty texts are left out."""
+    """Return the items of a chat message for texts and images; empty texts are left out."""
     return [
         {"type": "image"} if piece is IMAGE else {"type": "text", "text": piece}
         for piece in pieces
@@ -20,7 +20,7 @@ def content(*pieces: Piece) -> list[dict[str, Any]]:
 
 
 def dialogue(*rounds: tuple[list[dict[str, Any]], str]) -> list[dict[str, Any]]:
-    """Rounds of (what the user says, answer) -> chat messages."""
+    """Return the chat messages of rounds of (what the user says, answer)."""
     messages = []
     for user, answer in rounds:
         messages.append({"role": "user", "content": user})
@@ -29,7 +29,7 @@ def dialogue(*rounds: tuple[list[dict[str, Any]], str]) -> list[dict[str, Any]]:
 
 
 def around_images(text: str, placeholder: str) -> list[dict[str, Any]]:
-    """Text with placeholders -> the items of a chat message."""
+    """Return the items of a chat message for text with placeholders."""
     pieces: list[Piece] = []
     for index, piece in enumerate(re.split(re.escape(placeholder), text)):
         pieces += [IMAGE, piece] if index else [piece]
@@ -37,11 +37,11 @@ def around_images(text: str, placeholder: str) -> list[dict[str, Any]]:
 
 
 def released_dialogue(sample: dict[str, Any], image_token: str, eos_token: str) -> dict[str, Any]:
-    """A dialogue sample in the form of the released region stage, with its label rule (section 2.8), instead of the chat
+    """Write a dialogue in the form of the released region stage, with its label rule (section 2.8), instead of the chat
     template.
 
-    Turns are `## user: ...` and `## asistant: ...` (so spelt), each with a newline. Trained are the words `## user`, all
-    that the assistant says with its marker and newline, and the eos at the end.
+    Turns are `## user: ...` and `## asistant: ...` (so spelt), each with a newline. The labels cover the words
+    `## user`, all that the assistant says with its marker and newline, and the eos at the end.
 
     Returns:
         the sample with `text` and `trained_spans` (character positions) in place of `messages`.

@@ -84,8 +84,14 @@ class DataArguments:
 
 
 def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain") -> tuple[str, Reader]:
-    """The reader for a folder, file or glob, and its family. Its name is `data`, so that two sources in one folder are
-    two, and the form of its captions unless plain. Raises ValueError as `find_files` does."""
+    """Make the reader for a folder, file or glob, and return it behind its family.
+
+    The reader's name is `data`, so that two sources in one folder are told apart, with the form of its captions unless
+    plain.
+
+    Raises:
+        ValueError: see `find_files`.
+    """
     family, files = find_files(data)
     tokens = {
         "image_token": processor.image_token,
@@ -106,7 +112,7 @@ def build_dataset(
     seed: int,
     caption_forms: tuple[str, ...] = ("plain",),
 ) -> tuple[MixedDataset, DataReport]:
-    """The training stream and the report that fills while it is read.
+    """Build the training stream and the report that fills while it is read.
 
     Args:
         arguments: what to read and how.
@@ -157,7 +163,7 @@ def build_dataset(
 
 
 def count_entries(reader: Reader) -> int:
-    """Raw entries of a source, usable or not; what cannot be read counts for nothing."""
+    """Count the raw entries of a source, usable or not; files that cannot be read count as far as they can."""
     number = 0
     for shard in reader.shards:
         try:
@@ -172,7 +178,7 @@ def count_entries(reader: Reader) -> int:
 
 
 def _check_sources(arguments: DataArguments) -> None:
-    """Raises ValueError as `build_dataset` does, before anything is read."""
+    """Raise ValueError as `build_dataset` says, before anything is read."""
     if not arguments.data:
         raise ValueError(f"No --data given. Expected folders, files or globs of {WHAT}.")
     if arguments.data_probs is not None and len(arguments.data_probs) != len(arguments.data):
@@ -188,14 +194,14 @@ def _check_sources(arguments: DataArguments) -> None:
 
 
 def _max_length(arguments: DataArguments, packing: Packing | Concatenation | None) -> int:
-    """Most tokens of a sample, 0 = no limit: packed documents are cut elsewhere, a dialogue must fit into its row."""
+    """Return the most tokens of a sample, 0 = no limit: documents are cut in packing, a dialogue must fit into its row."""
     if isinstance(packing, Concatenation):
         return min(arguments.max_length or packing.length, packing.length) - 1  # bos
     return arguments.max_length if packing is None else 0
 
 
 def _distinct(name: str, taken: set[str]) -> str:
-    """The name, numbered if the same data was given before: its order, its counts and its position are its own."""
+    """Number the name if the same data was given before: each has an order, counts and a position of its own."""
     numbered, number = name, 1
     while numbered in taken:
         number += 1

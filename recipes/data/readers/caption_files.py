@@ -39,10 +39,10 @@ class CaptionFileReader(AnnotationReader):
 
     @abstractmethod
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """The caption, and the names its image may have."""
+        """Return the caption, and the names its image may have."""
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One sample."""
+        """Return one sample."""
         caption, names = self.caption(row)
         caption = self.clean(caption)
         if not caption:
@@ -58,7 +58,7 @@ class KarpathyReader(CaptionFileReader, RowReader):
     image_folders = ("", "images", "coco", "coco/images")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """One row per caption."""
+        """Return one row per caption."""
         found = []
         for index, row in enumerate(load_json(shard)):
             said = row.get("caption") if isinstance(row, dict) else None
@@ -67,7 +67,7 @@ class KarpathyReader(CaptionFileReader, RowReader):
         return found
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Caption and image."""
+        """Return caption and image names."""
         about, index = row
         said = about["caption"]
         return said[index] if isinstance(said, list) else said, [about["image"]]
@@ -80,14 +80,14 @@ class Flickr30kReader(CaptionFileReader, RowReader):
     image_folders = ("flickr30k-images", "flickr30k_images", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """Rows of images that are not tested on."""
+        """Return the rows of images that are not tested on."""
         test = shard.with_name("flickr30k_test1k.json")
         tested = {Path(row["file_name"]).stem for row in load_json(test)["images"]} if test.is_file() else set()
         rows = list(enumerate(load_json(shard)))
         return [(i, row) for i, row in rows if Path(str(row_name(row, "image_id", i))).stem not in tested]
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Caption and image."""
+        """Return caption and image names."""
         return row["detailed_caption"], [f"{Path(str(row['image_id'])).stem}.jpg"]
 
 
@@ -97,11 +97,11 @@ class TextCapsReader(CaptionFileReader, RowReader):
     image_folders = ("train_images", "textvqa/train_images", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All captions."""
+        """Return all captions."""
         return list(enumerate(load_json(shard)["data"]))
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Caption and image."""
+        """Return caption and image names."""
         return row["caption_str"], [f"{row['image_id']}.jpg"]
 
 
@@ -114,14 +114,14 @@ class ParagraphReader(CaptionFileReader, RowReader):
     lower = False
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """Training paragraphs."""
+        """Return the training paragraphs."""
         kept = set(load_json(shard.with_name("train_split.json")))
         rows = [(row_name(row, "image_id", i), row) for i, row in enumerate(load_json(shard)["annotations"])]
-        # a row without an image's number is kept, to be counted as one of another layout
+        # a row without image_id is kept: `build` counts it as one of another layout
         return [(name, row) for name, row in rows if name in kept or not (isinstance(row, dict) and "image_id" in row)]
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Paragraph and image."""
+        """Return paragraph and image names."""
         return row["caption"], [row["url"].rpartition("/")[2]]
 
 
@@ -132,5 +132,5 @@ class NarrativeReader(CaptionFileReader, LineReader):
     image_folders = ("train2017", "coco/train2017", "val2017", "coco/val2017", "images", "")
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Narrative and image."""
+        """Return narrative and image names."""
         return row["caption"], [f"{int(row['image_id']):012d}.jpg"]

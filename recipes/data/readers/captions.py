@@ -52,7 +52,7 @@ class CaptionReader(Reader):
         self.kind = "caption" if form == "plain" else "dialogue"
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Members by suffix, keyed `<tar>/<key>`; the offset is that of the first member's header."""
+        """Read members by suffix, keyed `<tar>/<key>`; the offset is that of the first member's header."""
         try:
             with open(shard, "rb") as file:
                 file.seek(offset)
@@ -86,12 +86,12 @@ class CaptionReader(Reader):
                 yield start, group, members
 
     def fetch(self, shard: Path, places: Iterable[tuple[int, int]]) -> Iterator[Entry]:
-        """As the base class, without reading what lies between."""
+        """Read as the base class does, but nothing that lies between."""
         for number, offset in sorted(places):
             yield from itertools.islice(self.entries(shard, number, offset), 1)  # none where the tar has changed
 
     def make_sample(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One caption sample in the chosen form, in lower case."""
+        """Return one caption sample in the chosen form, in lower case."""
         suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in payload), None)
         if suffix is None:
             raise BadSample("caption without image", key)
@@ -105,7 +105,7 @@ class CaptionReader(Reader):
 def caption_sample(
     key: str, caption: str, image: Image.Image, form: str, rng: random.Random, image_token: str
 ) -> dict[str, Any]:
-    """A caption and its image in one of `FORMS`."""
+    """Return a caption and its image as a sample in one of `FORMS`."""
     if form == "plain":
         # no space at the joint
         text = image_token + caption if rng.random() < 0.5 else caption + image_token
@@ -119,14 +119,14 @@ def caption_sample(
 
 
 def form_suffix(form: str) -> str:
-    """What a source's name ends in; forms of one set are sources of their own. Raises ValueError for an unknown form."""
+    """Return what a source's name ends in: each form is a source of its own. Raises ValueError for an unknown form."""
     if form not in FORMS:
         raise ValueError(f"Unknown caption form {form!r}: choose one of {', '.join(FORMS)}.")
     return "" if form == "plain" else f" ({form})"
 
 
 def read_caption(members: dict[str, bytes], key: str) -> str:
-    """The caption of a sample: `caption` of its json (a list is joined by spaces), else its txt.
+    """Return the caption of an entry: `caption` of its json (a list is joined by spaces), else its txt.
 
     Raises:
         BadSample: if there is none, or it is broken.

@@ -23,14 +23,14 @@ class LlavaReader(RowReader):
     image_folders = ("", "images", "datasets", "data")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """One row per round of a row with an image."""
+        """Return one row per round of a conversation about an image."""
         found = []
         for index, row in enumerate(load_json(shard)):
             if isinstance(row, dict) and not row.get("image"):
                 continue
             turns = row.get("conversations") if isinstance(row, dict) else None
             if not isinstance(turns, list):
-                found.append((index, (row, ())))  # `build` takes no such row
+                found.append((index, (row, ())))  # `build` refuses it
                 continue
             # ids are not unique: some images have several rows
             name = f"{index}:{row.get('id', '')}"
@@ -38,7 +38,7 @@ class LlavaReader(RowReader):
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue, in the form of a question about the image."""
+        """Return one dialogue, in the form of a question about the image."""
         name, (asked, answered) = row
         if (asked["from"], answered["from"]) != ("human", "gpt"):
             raise ValueError("a round is a turn of human and one of gpt")

@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
 
 def box_text(box: Sequence[float], width: int, height: int) -> str:
-    """A box as text: `(x1,y1)(x2,y2)`, three digits each, in 999ths of the image, truncated."""
+    """Return a box as text: `(x1,y1)(x2,y2)`, three digits each, in 999ths of the image, truncated."""
     x1, y1, x2, y2 = scaled_box(box, (width, height), (SCALE, SCALE))
     return f"({x1:03d},{y1:03d})({x2:03d},{y2:03d})"
 
@@ -64,7 +64,7 @@ class GroundingReader(RowReader):
         self.flip_probability, self.crop_probability = flip_probability, crop_probability
 
     def phrase_sample(self, key: str, phrase: str, box: Box, image: Image.Image, rng: random.Random) -> dict[str, Any]:
-        """One sample of a phrase and its box."""
+        """Return one sample of a phrase and its box."""
         x1, y1, x2, y2 = box
         if not (max(x1, 0) < min(x2, image.width) and max(y1, 0) < min(y2, image.height)):
             raise BadSample("empty box", key)  # or one outside of its image
@@ -93,7 +93,7 @@ class RefCocoReader(GroundingReader):
     image_folders = ("", "train2014", "images", "images/train2014", "coco/train2014", "images/mscoco/images/train2014")
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """Training refs with the box of their annotation."""
+        """Return the training refs, each with the box of its annotation."""
         refs = load_json(shard) if shard.suffix == ".json" else load_pickle(shard)
         about = load_json(shard.with_name("instances.json"))
         rows = [row for row in about["annotations"] if isinstance(row, dict)]
@@ -110,7 +110,7 @@ class RefCocoReader(GroundingReader):
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One sample."""
+        """Return one sample."""
         ref, box, size = row
         if box is None:
             raise BadSample("ref without annotation", key)
@@ -129,7 +129,7 @@ class VisualGenomeReader(GroundingReader):
     image_folders = ("VG_100K", "VG_100K_2", "vg/VG_100K", "vg/VG_100K_2", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per small region."""
+        """Return one row per small region."""
         found: list[tuple[Any, Any]] = []
         for index, row in enumerate(load_json(shard)):
             regions = row.get("regions") if isinstance(row, dict) else None
@@ -146,14 +146,14 @@ class VisualGenomeReader(GroundingReader):
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One sample."""
+        """Return one sample."""
         box = (row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"])
         image = as_stored(self.image(folder, f"{row['image_id']}.jpg"))
         return self.phrase_sample(key, self.clean(row["phrase"]), box, image, rng)
 
 
 def flipped(phrase: str, box: Box, image: Image.Image) -> tuple[str, Box, Image.Image]:
-    """Everything mirrored: left and right change places in the phrase, whatever their case."""
+    """Mirror everything: left and right change places in the phrase, whatever their case."""
     other = {"left": "right", "right": "left"}
 
     def swap(match: re.Match[str]) -> str:
@@ -166,8 +166,8 @@ def flipped(phrase: str, box: Box, image: Image.Image) -> tuple[str, Box, Image.
 
 
 def cropped(box: Box, image: Image.Image, rng: random.Random) -> tuple[Box, Image.Image]:
-    """A crop of half to all of the area and proportions 3:4 to 4:3 (as far as the image allows), at a random place,
-    enlarged so that it holds the box."""
+    """Crop to half to all of the area and proportions 3:4 to 4:3 (as far as the image allows), at a random place,
+    enlarged so that the crop holds the box."""
     area = rng.uniform(0.5, 1.0) * image.width * image.height
     proportion = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     width = min(round(math.sqrt(area * proportion)), image.width)

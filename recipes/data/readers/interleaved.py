@@ -56,11 +56,11 @@ class InterleavedReader(Reader):
         self.single_image_drop = single_image_drop
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Lines as bytes, keyed `<file>:<line number from 1>`."""
+        """Read lines as bytes, keyed `<file>:<line number from 1>`."""
         return read_lines(shard, number, offset)
 
     def make_sample(self, key: str, payload: bytes, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One document, or None if no image is left or the coin drops a document with one image."""
+        """Return one document, or None if it has no image or chance drops a document with one image."""
         line = parse_json(payload, key)
         try:
             sentences = [str(sentence) for sentence in line["text_list"]]
@@ -115,17 +115,17 @@ def interleave(sentences: list[str], placed: list[tuple[int, bool, Any]], image_
 
 
 def spaces_removed(text: str, image_token: str) -> str:
-    """Text without the spaces that touch a placeholder."""
+    """Return text without the spaces that touch a placeholder."""
     return re.sub(f" *({re.escape(image_token)}) *", r"\1", text)
 
 
 def keep_some(places: list[int], most: int, rng: random.Random) -> list[int]:
-    """At most `most` of the places, drawn at random, in their order."""
+    """Draw at most `most` of the places at random and return them in their order."""
     return sorted(rng.sample(places, most)) if len(places) > most else places
 
 
 def find_image_folder(annotations: Path) -> Path:
-    """The image folder that belongs to an annotation file: beside it, or beside its folder.
+    """Find the image folder that belongs to an annotation file: beside it, or beside its folder.
 
     Raises:
         ValueError: if there is none.

@@ -36,10 +36,10 @@ class QuestionFileReader(RowReader):
 
     @abstractmethod
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
-        """Question, answers, and the names its image may have."""
+        """Return question, answers, and the names its image may have."""
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue."""
+        """Return one dialogue."""
         question, answers, names = self.question(row)
         if not answers:
             raise BadSample("question without answer", key)
@@ -61,7 +61,7 @@ class TextVqaReader(QuestionFileReader):
     image_folders = ("train_images", "textvqa/train_images", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All questions."""
+        """Return all questions."""
         return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard)["data"])]
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
@@ -76,7 +76,7 @@ class AokVqaReader(QuestionFileReader):
     image_folders = ("", "images", "coco", "coco/images")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All questions."""
+        """Return all questions."""
         return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard))]
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
@@ -92,7 +92,7 @@ class GqaReader(QuestionFileReader):
     image_folders = ("images", "gqa/images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All questions."""
+        """Return all questions."""
         file = load_json(shard)
         if isinstance(file, dict):
             return list(file.items())
@@ -110,7 +110,7 @@ class OcrVqaReader(QuestionFileReader):
     image_folders = ("images", "ocr_vqa/images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All training questions."""
+        """Return all training questions."""
         found: list[tuple[Any, Any]] = []
         for book, row in load_json(shard).items():
             try:
@@ -119,7 +119,7 @@ class OcrVqaReader(QuestionFileReader):
                 name = f"{book}{Path(row['imageURL']).suffix}"
                 pairs = list(zip(row["questions"], row["answers"], strict=True))
             except (KeyError, TypeError, ValueError):
-                found.append((book, row))  # `question` takes no such row
+                found.append((book, row))  # `question` refuses it
                 continue
             found += [(f"{book}.{index}", (name, *pair)) for index, pair in enumerate(pairs)]
         return found

@@ -43,7 +43,7 @@ class QuestionReader(Reader):
             annotation_file(shard)
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Questions with their answer and image file, keyed `<file>:<question_id>`."""
+        """Read questions with their answer and image folder, keyed `<file>:<question_id>`."""
         annotations = annotation_file(shard)
         try:
             given = _rows(annotations, "annotations")
@@ -59,7 +59,7 @@ class QuestionReader(Reader):
             yield Entry(index, 0, key, {"row": row, "answer": answer, "images": images})
 
     def make_sample(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue: the image and question, and the (most frequent, else first) answer."""
+        """Return one dialogue: the image and question, and the (most frequent, else first) answer."""
         row, answered = payload["row"], payload["answer"]
         if not isinstance(row, dict):
             raise BadSample("question of another layout", key)
@@ -85,7 +85,7 @@ class QuestionReader(Reader):
 
 
 def question_messages(question: str, answer: str) -> list[dict[str, Any]]:
-    """The dialogue of section 1.5 for one question about one image."""
+    """Return the dialogue of section 1.5 for one question about one image."""
     user = [
         {"type": "text", "text": QUESTION_REQUEST},
         {"type": "image"},
@@ -96,7 +96,7 @@ def question_messages(question: str, answer: str) -> list[dict[str, Any]]:
 
 
 def annotation_file(questions: Path) -> Path:
-    """The annotation file that belongs to a question file.
+    """Find the annotation file that belongs to a question file.
 
     Raises:
         ValueError: if there is none.
@@ -109,7 +109,7 @@ def annotation_file(questions: Path) -> Path:
 
 
 def image_folder(questions: Path) -> Path:
-    """`<split>` or `images` beside the question file, with the split taken from the file's name.
+    """Find `<split>` or `images` beside the question file, with the split taken from the file's name.
 
     Raises:
         ValueError: if there is none.
@@ -128,13 +128,13 @@ def image_folder(questions: Path) -> Path:
 
 @lru_cache(maxsize=8)
 def _prefix(folder: Path) -> str:
-    """What the image files of a folder have before the number, e.g. `COCO_train2014_`."""
+    """Return what the image files of a folder have before the number, e.g. `COCO_train2014_`."""
     first = next((file for file in sorted(folder.iterdir()) if re.search(r"\d{12}\.jpg$", file.name)), None)
     return re.sub(r"\d{12}\.jpg$", "", first.name) if first else f"COCO_{folder.name}_"
 
 
 def image_file(folder: Path, image_id: int | str) -> Path:
-    """COCO's file name for an image number; other ids are taken as file stems."""
+    """Return COCO's file name for an image number; other ids are taken as file stems."""
     if isinstance(image_id, int) or str(image_id).isdigit():
         return folder / f"{_prefix(folder)}{int(image_id):012d}.jpg"
     return folder / f"{Path(str(image_id)).name}.jpg"  # no path out of the folder

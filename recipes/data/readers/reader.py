@@ -15,13 +15,13 @@ from PIL import Image, UnidentifiedImageError
 
 from recipes.data.faults import BadSample, Skip
 
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
-MAX_PROPORTION = 30  # a longer strip, cropped to its short side, would first be enlarged to gigabytes
+MAX_PIXELS = 89_478_485  # from here on Pillow warns of decompression bombs
+MAX_PROPORTION = 30  # the center crop would first enlarge a longer strip to gigabytes
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 
 
 class Entry(NamedTuple):
-    """A raw entry of a file, before it costs anything: bytes, a line, a row.
+    """A raw unit of a file, before it is parsed: bytes, a line, a row.
 
     Attributes:
         number: its number within the file, from 0.
@@ -57,7 +57,7 @@ class Reader(ABC):
 
     @abstractmethod
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Raw entries of a file, from the one with this number and offset on.
+        """Read raw entries of a file, from the one with this number and offset on.
 
         Raises:
             BadSample: where the rest of the file cannot be read.
@@ -65,15 +65,15 @@ class Reader(ABC):
 
     @abstractmethod
     def make_sample(self, key: str, payload: Any, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One sample; None if the format's own rules drop it. All chance comes from `rng`; `skip` notes what is left out
-        of a sample that is otherwise used.
+        """Return one sample; None if the format's own rules drop it. All chance comes from `rng`; `skip` notes what is
+        left out of a sample that is otherwise used.
 
         Raises:
             BadSample: if the entry cannot be used.
         """
 
     def fetch(self, shard: Path, places: Iterable[tuple[int, int]]) -> Iterator[Entry]:
-        """The entries at these places (number, offset), in ascending order, in one pass between the first and the last."""
+        """Read the entries at these places (number, offset) again, in ascending order, in one pass from first to last."""
         wanted = sorted(places)
         if not wanted:
             return
@@ -86,11 +86,12 @@ class Reader(ABC):
 
 
 def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
-    """A fully decoded RGB image from a file, from bytes, or from what `datasets` has opened.
+    """Return a fully decoded RGB image of a file, of bytes, or of what `datasets` has opened.
 
     Raises:
         BadSample: "missing image", "empty image", "not an image", "image of floating point numbers",
-            "image too large" (more pixels than `MAX_PIXELS`, or a strip longer than `MAX_PROPORTION`; judged before decoding) or "truncated or broken image".
+            "image too large" (more pixels than `MAX_PIXELS`, or a strip longer than `MAX_PROPORTION`; judged before
+            decoding) or "truncated or broken image".
     """
     image = source if isinstance(source, Image.Image) else _opened(source, name)
     if image.mode == "F":  # nothing says which values are black and white
@@ -105,7 +106,7 @@ def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
         # an image that is RGB already is not copied
         converted = image if image.mode == "RGB" and not getattr(image, "is_animated", False) else image.convert("RGB")
         return converted
-    except Exception as error:  # Pillow's decoders raise whatever the bytes make them trip over
+    except Exception as error:  # Pillow's decoders raise errors of any kind
         raise BadSample("truncated or broken image", name) from error
     finally:
         if image is not source and image is not converted:
@@ -113,7 +114,7 @@ def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
 
 
 def _opened(source: Path | bytes, name: str) -> Image.Image:
-    """Header read, pixels not yet."""
+    """Open an image: its header is read, its pixels are not."""
     if isinstance(source, Path) and not os.path.isfile(source):  # False, too, for names that no file can have
         raise BadSample("missing image", name[:200])
     if not (source.stat().st_size if isinstance(source, Path) else source):
@@ -133,7 +134,7 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
 
 
 def parse_json(text: str | bytes, name: str) -> Any:
-    """`json.loads` that turns broken JSON and broken UTF-8 into `BadSample`."""
+    """Parse JSON; broken JSON and broken UTF-8 raise BadSample."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
@@ -141,7 +142,7 @@ def parse_json(text: str | bytes, name: str) -> Any:
 
 
 def remove_reserved(text: str, reserved: tuple[str, ...]) -> str:
-    """Take the tokenizer's special tokens out of running text, where they would count as images or document ends."""
+    """Return text without the tokenizer's special tokens, which would count as images or document ends."""
     for token in reserved:
         text = text.replace(token, "")
     # half of a surrogate pair, as cut JSON has it, is no text: tokenizers refuse it

@@ -25,7 +25,8 @@ from recipes.prompts import DETAIL_REQUEST, REASON_REQUESTS, REGION_INSTRUCTIONS
 
 
 def list_regions(number: int) -> list[Piece]:
-    """`<ref>region1</ref> <image>, <ref>region2</ref> <image>. ` as pieces of a message."""
+    """Return `<ref>region1</ref> <image>, <ref>region2</ref> <image>. ` as pieces of
+    a message."""
     pieces: list[Piece] = []
     for index in range(1, number + 1):
         pieces += [REGION_NAME.format(number=index), IMAGE, ", " if index < number else ". "]
@@ -43,7 +44,7 @@ class VcrReader(LineReader):
     image_folders = ("vcr1images", "")
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One dialogue; None for too many objects."""
+        """Return one dialogue; None for too many objects."""
         objects = row["objects"]
         if not 0 < len(objects) <= MAX_REGIONS:
             return None
@@ -80,12 +81,12 @@ class OspreyReader(RegionReader):
     """
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per image."""
+        """Return one row per image."""
         rows = enumerate(load_json(shard))
         return [(row.get("id", i) if isinstance(row, dict) else row_name(row, "id", i), row) for i, row in rows]
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One dialogue."""
+        """Return one dialogue."""
         regions = row["annotation"]
         turns = row.get("conversations")
         if turns is not None and len(regions) > MAX_REGIONS:

@@ -34,7 +34,7 @@ class RegionReader(RowReader):
     )
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per image that has annotations."""
+        """Return one row per image that has annotations."""
         file = load_json(shard)
         given = [row for row in file.get("categories", ()) if isinstance(row, dict)]
         categories = {row["id"]: row["name"] for row in given if {"id", "name"} <= row.keys()}
@@ -47,13 +47,13 @@ class RegionReader(RowReader):
         found = []
         for index, row in enumerate(file["images"]):
             number = row.get("id") if isinstance(row, dict) else None
-            if number is None or number in regions:  # without a number: `build` tells what is wrong
+            if number is None or number in regions:  # without an id: `build` tells what is wrong
                 name = f"row {index}" if number is None else number
                 found.append((name, {"image": row, "regions": regions.get(number, []), **shared}))
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue."""
+        """Return one dialogue."""
         about, names = row["image"], row["categories"]
         regions = [region for region in row["regions"] if not region.get("iscrowd")]
         rng.shuffle(regions)
@@ -81,7 +81,7 @@ class RegionReader(RowReader):
 
 
 def region_kind(file_name: str) -> str:
-    """Kind of data by the file's name, a key of `REGION_INSTRUCTIONS`."""
+    """Return the kind of data that the file's name tells, a key of `REGION_INSTRUCTIONS`."""
     name = file_name.lower()
     if "refcoco" in name:
         return "refcoco+" if any(mark in name for mark in ("refcoco+", "refcocop", "refcoco_plus")) else "refcoco"
@@ -93,7 +93,7 @@ def region_kind(file_name: str) -> str:
 def region_sample(
     key: str, messages: list[dict[str, Any]], image: Image.Image, masks: list[np.ndarray | None]
 ) -> dict[str, Any]:
-    """The whole image, then the same image once for each mask."""
+    """Return a sample of the whole image, then the same image once for each mask."""
     return {
         "messages": messages,
         "images": [image] * (1 + len(masks)),
@@ -104,7 +104,7 @@ def region_sample(
 
 
 def region_mask(segmentation: Any, image: Image.Image, name: str, skip: Skip) -> np.ndarray | None:
-    """(H, W) bool, or None (noted by `skip`) where it is broken, empty or of another size than its image."""
+    """Return a mask, (H, W) bool, or None (noted by `skip`) if it is broken, empty or of another size than its image."""
     try:
         mask = decode_segmentation(segmentation, image.height, image.width)
     except (ValueError, KeyError, TypeError, OverflowError):
@@ -117,7 +117,7 @@ def region_mask(segmentation: Any, image: Image.Image, name: str, skip: Skip) ->
 
 
 def check_size(image: Image.Image, about: dict[str, Any] | None, key: str) -> None:
-    """Refuses an image that was resized after its boxes and masks were drawn. Annotations without a size pass."""
+    """Refuse an image that was resized after its boxes and masks were drawn. Annotations without a size pass."""
     about = about or {}
     for name, size in (("width", image.width), ("height", image.height)):
         if about.get(name) is not None and about[name] != size:
@@ -125,6 +125,6 @@ def check_size(image: Image.Image, about: dict[str, Any] | None, key: str) -> No
 
 
 def as_stored(image: Image.Image) -> Image.Image:
-    """The image as its pixels lie: masks are drawn on those, whatever its EXIF orientation says."""
+    """Return the image as its pixels are stored: masks are drawn on those, whatever its EXIF orientation says."""
     image.info.clear()
     return image

@@ -1,7 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Rows of `datasets`, from local files or the Hub, streamed: interleaved documents, chats, questions, captions.
 
-A row is told by its columns:
+The columns tell what a row is:
 
 | columns | as in | becomes |
 |---|---|---|
@@ -79,7 +79,7 @@ class DatasetReader(Reader):
             self.kind = "dialogue"
 
     def _first_row(self) -> dict[str, Any]:
-        """The first row of all that can be read; {} if there is none. Raises DataError if nothing can be read."""
+        """Return the first row that can be read; {} if there are no rows. Raises DataError if none can be read."""
         fault = None
         for shard in self.shards:
             try:
@@ -114,10 +114,10 @@ class DatasetReader(Reader):
         )
 
     def entries(self, shard: Path | HubShard, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Rows keyed `<file>:<row number from 1>`, images undecoded; lines of `*.jsonl` unparsed."""
+        """Read rows, keyed `<file>:<row number from 1>`, images undecoded; lines of `*.jsonl` unparsed."""
         folder = shard.parent if isinstance(shard, Path) else Path()
         if isinstance(shard, Path) and shard.suffix == ".jsonl":
-            # Not through `datasets`, whose JSON reader ends at a broken line, and joins columns of several forms as text.
+            # Not through `datasets`: its JSON reader ends at a broken line, and turns columns of mixed types into text.
             for entry in read_lines(shard, number, offset):
                 yield entry._replace(payload=(folder, entry.payload))
             return
@@ -133,7 +133,7 @@ class DatasetReader(Reader):
     def make_sample(
         self, key: str, payload: tuple[Path, dict[str, Any]], rng: random.Random, skip: Skip
     ) -> dict[str, Any] | None:
-        """One sample; None for a document without an image."""
+        """Return one sample; None for a document without an image."""
         folder, row = payload
         row = self._row(row, key)
         try:
@@ -252,7 +252,7 @@ class DatasetReader(Reader):
 
 
 def open_hub(data: str) -> list[HubShard]:
-    """The files of `hub:<owner>/<name>[:<configuration>[:<split>]]`, split train by default."""
+    """Return the files of `hub:<owner>/<name>[:<configuration>[:<split>]]`, split train by default."""
     name, configuration, split, *_ = *data.removeprefix(HUB).split(":"), None, None
     dataset = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
     return [HubShard(f"{name}/{index:05d}", index, dataset) for index in range(dataset.num_shards)]
@@ -268,7 +268,7 @@ def _opened(shard: Path | HubShard) -> datasets.IterableDataset:
 
 
 def _undecoded(feature: Any) -> Any:
-    """Features in which images stay what they are stored as, to be opened one by one."""
+    """Return features in which images stay as they are stored, to be opened one by one."""
     if isinstance(feature, datasets.Image):
         return datasets.Image(decode=False)
     if isinstance(feature, dict):

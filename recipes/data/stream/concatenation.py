@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Dialogues -> rows of at most a given length, one behind the other, each whole (data_and_evaluation.md section 2.7)."""
+"""Dialogues put whole, one behind the other, into rows of a given length (data_and_evaluation.md section 2.7)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Concatenation:
 
 
 class Concatenator:
-    """Puts samples into a row as long as they fit, in the order in which they come; the next then begins a new row.
+    """Fills a row with samples in their order as long as they fit; the first that does not fit begins the next row.
 
     Nothing is cut: a sample that fits into no row has one of its own. A row has one mode. The row that is not full at the
-    end of the stream is dropped, as by `Packer`, whose methods these are.
+    end of the stream is dropped. The methods are those of `Packer`.
     """
 
     def __init__(self, settings: Concatenation) -> None:
@@ -53,14 +53,14 @@ class Concatenator:
         )
 
     def sequences(self) -> Iterator[dict[str, Any]]:
-        """All rows that are full, as samples of `processing.DeemDataCollator`: `{"samples", "id", "mode"}`."""
+        """Yield all rows that are full, as samples of `processing.DeemDataCollator`: `{"samples", "id", "mode"}`."""
         while self.full:
             samples = [document["sample"] for _, document in self.full.pop(0)]
             row = {"samples": samples, "id": "+".join(sample["id"] for sample in samples)}
             yield row if samples[0].get("mode") is None else {**row, "mode": samples[0]["mode"]}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the samples of the unfinished row lie."""
+        """Return the places of the samples in the unfinished row."""
         return {"places": [place for place, _ in self.held]}
 
     def load_state_dict(self, state: dict[str, Any], documents: list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ POSITION = "position"  # key of a sample, and of a batch, under which its positi
 
 
 class SampleStream:
-    """What one process or data worker reads: the sources mixed, endlessly, in micro-batches of one mode each.
+    """The samples of one process or data worker: all sources mixed, endlessly, in micro-batches of one mode each.
 
     A sample whose mode is not that of its neighbors is held back until a micro-batch of its mode is together, with
     others of its source, or of any source if one is drawn per sample.
@@ -47,7 +47,7 @@ class SampleStream:
         )
 
     def _account(self, index: int) -> str:
-        """What became of a source, for an error."""
+        """Return what became of a source, for the message of an error."""
         counts = self.report.to_dict().get(str(self.sources[index]), {"read": 0, "dropped_by_rule": 0, "skipped": {}})
         faults = sorted(counts["skipped"].items(), key=lambda fault: -fault[1]["count"])
         skipped = ", ".join(f"{fault['count']} x {reason} (e.g. {fault['examples'][0]})" for reason, fault in faults)
@@ -71,7 +71,7 @@ class SampleStream:
             self.mixture = self._mixture()
 
     def _whole_batches(self) -> Iterator[dict[str, Any]]:
-        """Give out what fills a micro-batch of one mode, first what was complete first."""
+        """Yield the micro-batches of one mode that are together, in the order in which they were completed."""
         while True:
             kinds: dict[tuple[Any, str], list[PlacedSample]] = defaultdict(list)
             for placed in self.held:
@@ -87,7 +87,7 @@ class SampleStream:
             yield from (placed.sample for placed in batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position between two micro-batches."""
+        """Return the position between two micro-batches."""
         return {
             "epoch": self.epoch,
             "mixture": self.mixture.state_dict(),
@@ -112,7 +112,7 @@ class SampleStream:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a data worker stands behind a micro-batch; travels with it to the training process.
+    """The position of a data worker after a micro-batch; it travels with that to the training process.
 
     `index` is that of its stream, `events` what it noted since its last micro-batch, `error` why it stopped.
     """
@@ -127,8 +127,8 @@ class MixedDataset(IterableDataset):
     """An endless stream of samples whose consecutive `batch_size` samples come from one source and have one mode.
 
     Every process and every data worker reads a share of its own (see `ReaderPass`). Iterating gives the same samples
-    each time, from the beginning, or from where `load_state_dict` says. What has been consumed is known to
-    `state_dict`: in the process itself that is what has been taken from the iterator; data workers read ahead, so their
+    each time, from the beginning, or from where `load_state_dict` says. `state_dict` counts what has
+    been consumed: in the process itself that is what has been taken from the iterator; data workers read ahead, so their
     positions travel with the samples, `PositionCollator` hands them on, and the consumer gives them to `note`.
 
     Args:
@@ -160,7 +160,7 @@ class MixedDataset(IterableDataset):
         self.batch_size, self.seed, self.stopping, self.per_sample = batch_size, seed, stopping, per_sample
         dialogues = any(isinstance(source.packing, Concatenation) for source in sources)
         if per_sample and (dialogues or len({source.packing is None for source in sources}) > 1):
-            # what is packed cannot be found again one by one, so nothing of it may be held back in a saved position
+            # packed samples have no place of their own, so a saved position cannot hold one back
             raise ValueError(
                 "Packed dialogues, or packed beside unpacked sources, cannot be mixed per sample: give --data_mixing "
                 "micro_batch, or --pack_length 0."
@@ -171,7 +171,7 @@ class MixedDataset(IterableDataset):
         self.turn = 0  # the stream whose micro-batch comes next
         self.states: dict[int, dict[str, Any]] = {}
         self._live: SampleStream | None = None
-        SampleStream(self, self.report, (0, 1))  # bad settings show now, not at the first batch
+        SampleStream(self, self.report, (0, 1))  # raises for bad settings now, not at the first batch
 
     def set_process(self, index: int, count: int) -> None:
         """Say which of several training processes this is."""
@@ -192,7 +192,7 @@ class MixedDataset(IterableDataset):
                     sample = {**sample, POSITION: Position(index, stream.state_dict(), report.take_events())}
                 yield sample
         except DataError as error:
-            # An exception of a worker would arrive wrapped in its traceback.
+            # An exception raised in a worker would arrive wrapped in its traceback.
             while True:
                 yield {POSITION: Position(index, None, report.take_events(), str(error))}
 
@@ -221,7 +221,7 @@ class MixedDataset(IterableDataset):
         self.turn = position.index + 1
 
     def state_dict(self, workers: int) -> dict[str, Any]:
-        """Position of this process after what has been consumed, plain data and tensors.
+        """Return the position of this process after what has been consumed, as plain data and tensors.
 
         Args:
             workers: number of data workers; 0 if the process reads itself.
@@ -236,8 +236,8 @@ class MixedDataset(IterableDataset):
         }
 
     def settings(self) -> dict[str, Any]:
-        """What a position is worth nothing without, by the option that sets it: one value if all sources have the same,
-        else one per source. Not `max_skipped`, which may be raised to go on."""
+        """Return the settings that a position depends on, by the option that sets each: one value if all sources have
+        the same, else one per source. `max_skipped` is none of them: it may be raised to go on."""
         of_source: dict[str, Callable[[Source], Any]] = {
             "shuffle_buffer": lambda source: source.shuffle_buffer,
             "pack_length": lambda source: source.packing.length if source.packing else 0,

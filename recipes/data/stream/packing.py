@@ -50,7 +50,7 @@ class Packing:
             )
 
     def cut(self, input_ids: list[int]) -> tuple[int, bool]:
-        """Where the first sequence of `input_ids` (at least `length` tokens) ends.
+        """Find where the first sequence of `input_ids` (at least `length` tokens) ends.
 
         Returns:
             The number of tokens of the sequence, always >= 1, and whether an image that did not fit was cut off.
@@ -75,7 +75,7 @@ class Packing:
         return starts[-1], True
 
     def document_starts(self, input_ids: list[int]) -> list[int]:
-        """For each image of `input_ids` the position of the latest bos strictly before it, 0 if there is none."""
+        """Return for each image of `input_ids` the position of the latest bos strictly before it, 0 if there is none."""
         starts, last_bos = [], 0
         for i, token in enumerate(input_ids):
             if token == self.bos_token_id:
@@ -138,7 +138,7 @@ class Packer:
                 }
 
     def _forget(self) -> None:
-        """Leave out the documents of which nothing is left."""
+        """Forget the documents of which nothing is left."""
         tokens, images = (sum(document[i] for document in self.documents) for i in (1, 2))
         while self.documents:
             _, own_tokens, own_images = self.documents[0]
@@ -148,7 +148,7 @@ class Packer:
             self.documents.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the documents of the rest lie, and how much of them is left: the last tokens and the last images."""
+        """Return the places of the documents of the rest, and how many of their last tokens and images are left."""
         places = [place for place, _, _ in self.documents]
         return {"places": places, "tokens": len(self.tokens), "images": len(self.images)}
 

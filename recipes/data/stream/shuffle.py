@@ -29,8 +29,8 @@ class ReaderPass:
     The order depends on `seed`, `epoch` and the reader's name, which is the source as it was typed: another way to
     write the same path gives another order, and two sources with files of the same names have orders of their own.
     Each sample has a generator of its own, seeded by `seed`, `epoch` and its key, so that its random choices do not
-    depend on the order. Entries are shuffled through a buffer that starts to give at a fifth of its size and then
-    grows (WebDataset's rule).
+    depend on the order. Entries are shuffled through a buffer, which yields from a fifth of its size on while it
+    still grows (WebDataset's rule).
 
     Args:
         reader: what to read.
@@ -42,7 +42,7 @@ class ReaderPass:
         max_skipped: greatest share of unusable entries (see `DataReport.check`).
         finish: what is done to each sample of the reader, with a generator of its own; may raise `BadSample`.
 
-    Any other exception of the reader or of `finish`, on data that nobody foresaw, makes the entry (or the rest of the
+    Any other exception of the reader or of `finish`, on data that no reader foresaw, makes the entry (or the rest of the
     file) unusable as well: no single sample ends a run, and `max_skipped` stops a source full of them.
 
     Raises:
@@ -94,7 +94,7 @@ class ReaderPass:
             yield place, sample
 
     def make_sample(self, entry: Entry, silent: bool = False) -> dict[str, Any] | None:
-        """The sample of an entry, always the same one in this pass; None if the format's rules drop it.
+        """Make the sample of an entry, always the same one in this pass; None if the format's rules drop it.
 
         Raises:
             BadSample: if the entry cannot be used, for whatever reason.
@@ -116,8 +116,8 @@ class ReaderPass:
         return sample
 
     def _unforeseen(self, error: Exception, what: str, name: str) -> BadSample:
-        """What an exception becomes that no reader foresaw. Its words go to the log, once per kind and pass: they may
-        differ each time, and reasons are counted."""
+        """Return the fault for an exception that no reader foresaw. Its message goes to the log, once per kind and pass:
+        messages may differ each time, and reasons are counted."""
         reason = f"unusable {what} ({type(error).__name__})"
         if reason not in self.told:
             self.told.add(reason)
@@ -171,7 +171,7 @@ class ReaderPass:
     # ---- position ----
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: shard, entry, places of what is in the buffer, state of the generator."""
+        """Return the position: shard, entry, places of what is in the buffer, state of the generator."""
         return {
             "shards": self._fingerprint(),
             "shard": self.shard,
@@ -220,7 +220,7 @@ class ReaderPass:
         return found
 
     def again(self, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
-        """Records that this pass has given before, made again without counting. Raises DataError if one cannot be."""
+        """Make samples again that this pass has given before, without counting them. Raises DataError if one cannot be."""
         made = {}
         for place, entry in self.fetch(places).items():
             try:

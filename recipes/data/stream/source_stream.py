@@ -38,7 +38,7 @@ class Source:
     group_prob: float = 0.0
 
     def finish(self, sample: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """What is done to each sample, whatever its format; with `packing` it becomes a document for that.
+        """Do what is done to each sample, whatever its format; with `packing` it becomes a document to pack.
 
         Raises:
             BadSample: if nothing can be made of it.
@@ -123,7 +123,7 @@ class SourceStream:
         )
 
     def again(self, epoch: int, places: list[Place]) -> list[PlacedSample]:
-        """Unpacked samples that a pass has given before. Raises DataError if the data has changed."""
+        """Make unpacked samples again that a pass has given before. Raises DataError if the data has changed."""
         samples = self._pass(epoch).again(places)
         return [PlacedSample(self, epoch, place, samples[place]) for place in places]
 
@@ -136,7 +136,7 @@ class SourceStream:
         return PlacedSample(self, self.epoch, None, sequence)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, and the position in the present pass (None between two)."""
+        """Return the epoch, and the position in the present pass (None between two)."""
         return {
             "epoch": self.epoch,
             "records": None if self.reader_pass is None else self.reader_pass.state_dict(),

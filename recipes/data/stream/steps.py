@@ -11,7 +11,7 @@ from recipes.data.faults import BadSample
 
 
 def tokenize(sample: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
-    """A text sample -> a document for packing: bos, tokens with every image expanded, eos."""
+    """Tokenize a text sample to a document for packing: bos, tokens with every image expanded, eos."""
     tokenizer = processor.tokenizer
     input_ids = tokenizer(processor.expand_image_tokens(sample["text"]), add_special_tokens=False)["input_ids"]
     return {
@@ -22,14 +22,14 @@ def tokenize(sample: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """The image as it is to be seen: turned as its EXIF data says, which then no longer says so."""
+    """Return the image as it is to be seen: turned as its EXIF orientation says, which is then removed."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return ImageOps.exif_transpose(image) if turned else image
 
 
 def mirrored(image: Image.Image) -> Image.Image:
-    """Left and right exchanged. Upright first: with the tag kept, an image lying on its side would be stood on its
-    head when the image processor turns it."""
+    """Exchange left and right. The image is turned upright first: with its EXIF orientation kept, one that lies on its
+    side would be upside down after the image processor turns it."""
     return ImageOps.mirror(turn_upright(image))
 
 
