@@ -30,10 +30,8 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
-from recipes.data.readers.regions import INSTRUCTIONS
 from recipes.data.samples import IMAGE, content
 from recipes.generate import (
-    PROMPTS,
     batches,
     draw_pictures,
     load_checkpoint,
@@ -42,6 +40,7 @@ from recipes.generate import (
     redraw_pictures,
     write_text,
 )
+from recipes.prompts import PROMPTS, REGION_INSTRUCTIONS
 from recipes.synthetic.scenes import Scene, World
 from recipes.synthetic.vocabulary import COLORS, HELD_OUT, dominant_color, first_color, first_kind
 
@@ -121,7 +120,7 @@ def region_answers(
     batch_size: int = 50,
 ) -> list[str]:
     """What is said of one object of each scene, by number, in the form of the region stage: picture, picture with mask."""
-    request = content(IMAGE, f" {INSTRUCTIONS['refcoco']} ", IMAGE)
+    request = content(IMAGE, f" {REGION_INSTRUCTIONS['refcoco']} ", IMAGE)
     prompt = processor.apply_chat_template([{"role": "user", "content": request}], add_generation_prompt=True)
     images = [[scene.image] * 2 for scene in scenes]
     masks = [[None, scene.objects[number].mask] for scene, number in zip(scenes, marked, strict=True)]
@@ -216,7 +215,7 @@ def write_samples(
         samples: dicts with `image` (PIL), `caption` (its true text) and, optionally, `question` and `answer`.
         folder: gets `<i>_input.png`, `<i>_reconstruction.png`, `<i>_drawn.png` and `samples.json`.
         guidance_scale: of the drawn pictures; reconstructions are not guided.
-        template: form of the prompt that pictures are drawn from, a key of `recipes.generate.PROMPTS`.
+        template: form of the prompt that pictures are drawn from, a key of `recipes.prompts.PROMPTS`.
         sampling_options: of `draw_pictures` and `redraw_pictures`.
     """
     folder = Path(folder)

@@ -24,19 +24,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMix
 from trl import TrlParser
 
 import modeling_deem  # noqa: F401  (registers the classes with AutoModel and AutoProcessor)
-
-# What the user says and how the answer begins, in the forms in which the paper evaluates; None: no dialogue at all.
-# {image} stands for the pictures' placeholders, {text} for what the user gives.
-PROMPTS = {
-    "question": (
-        "Based on the image, please answer the question. {image}{text} Please provide an accurate answer within one word.",
-        " The answer is",
-    ),
-    "caption": ("{image}{text} Could you provide a short description of the image? ", " A photo of"),
-    "chat": ("{image}{text} ", ""),
-    "draw": ("{image}Reconstruct the full image from its description: {text} ", ""),
-    "plain": ("{image}{text}", None),
-}
+from recipes.prompts import PROMPTS
 
 
 @dataclass

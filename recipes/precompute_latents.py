@@ -21,10 +21,11 @@ from tqdm import tqdm
 from modeling_deem import DeemImageDecoder
 from processing import DeemProcessor
 from recipes import pretrain, sft
-from recipes.data.readers.reader import DataReport
+from recipes.data.faults import DataReport
 from recipes.data.sources import build_dataset
-from recipes.data.stream.dataset import MixedDataset, mirrored
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.dataset import MixedDataset
+from recipes.data.stream.shuffle import ReaderPass
+from recipes.data.stream.steps import mirrored
 from recipes.training.defaults import parse_recipe
 from recipes.training.latent_cache import SUFFIX, LatentCache, picture_key, transform_id, vae_id, write_shard
 
@@ -55,7 +56,7 @@ def pictures(dataset: MixedDataset, report: DataReport, part: tuple[int, int]) -
         for name, value in {"max_images": sys.maxsize, "single_image_drop": 0.0}.items():
             if hasattr(reader, name):
                 setattr(reader, name, value)
-        for _, record in RecordStream(reader, report, source.seed, part=part, max_skipped=source.max_skipped):
+        for _, record in ReaderPass(reader, report, source.seed, share=part, max_skipped=source.max_skipped):
             for image in record["images"]:
                 yield image
                 if source.flip:

@@ -24,7 +24,7 @@ from trl.data_utils import prepare_multimodal_messages
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.readers.rows import BUILDERS, HUB
-from recipes.inspect_model import SIZES
+from recipes.original.published import SIZES
 from recipes.training.adapters import is_adapted, merge_adapters
 from recipes.training.defaults import default_data, parse_recipe
 from recipes.training.parameter_groups import new_rows

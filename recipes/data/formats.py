@@ -46,7 +46,7 @@ class Format:
     marker: bytes = b""
 
     def fits(self, file: Path) -> bool:
-        """Whether a file is of this format."""
+        """Return whether a file is of this format."""
         if not re.fullmatch(self.pattern, file.name, re.IGNORECASE):
             return False
         return not self.marker or self.marker in _head(file, self.marker)
@@ -107,7 +107,7 @@ WHAT = f"{', '.join(format.what for format in FORMATS)}, or a dataset of the Hub
 
 
 def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
-    """What a folder, file or glob holds, or the files of a dataset on the Hub.
+    """Find what a folder, file or glob holds, or the files of a dataset on the Hub.
 
     Returns:
         The family (of `FORMATS`) and its files, sorted.
@@ -150,13 +150,13 @@ def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
 
 
 def _split(file: Path, root: Path | None) -> str | None:
-    """The split that a file's name tells, else that of the nearest folder below the given one."""
+    """Return the split that a file's name tells, else that of the nearest folder below `root`."""
     names = reversed(file.relative_to(root).parts) if root else (file.name,)
     return next((match[1] for name in names if (match := _SPLIT.search(name.lower()))), None)
 
 
 def _one_split_by(files: list[Path]) -> list[Path]:
-    """Of each folder's refs one file: they hold the same expressions, split in different ways.
+    """Choose one file of each folder's refs: they hold the same expressions, split in different ways.
 
     Raises:
         ValueError: if neither `refs(unc)` nor `refs(umd)` is among several.
@@ -172,7 +172,7 @@ def _one_split_by(files: list[Path]) -> list[Path]:
 
 
 def _head(file: Path, marker: bytes) -> bytes:
-    """The beginning of a file; where it cannot be read, `marker`: by its name it fits, let the reader report it."""
+    """Return the beginning of a file, or `marker` if it cannot be read: its name fits, so its reader will report it."""
     try:
         if file.suffix == ".zip":
             with zipfile.ZipFile(file) as archive, archive.open(archive.namelist()[0]) as lines:

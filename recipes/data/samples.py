@@ -4,12 +4,14 @@
 import re
 from typing import Any
 
-IMAGE = object()  # the place of a picture in the content of a message
+from recipes.prompts import RELEASED_MARKERS, RELEASED_SYSTEM
+
+IMAGE = object()  # the place of an image in the content of a message
 Piece = Any  # str or IMAGE
 
 
 def content(*pieces: Piece) -> list[dict[str, Any]]:
-    """Texts and pictures -> the parts of a chat message; empty texts are left out."""
+    """Return the items of a chat message for texts and images; empty texts are left out."""
     return [
         {"type": "image"} if piece is IMAGE else {"type": "text", "text": piece}
         for piece in pieces
@@ -18,7 +20,7 @@ def content(*pieces: Piece) -> list[dict[str, Any]]:
 
 
 def dialogue(*rounds: tuple[list[dict[str, Any]], str]) -> list[dict[str, Any]]:
-    """Rounds of (what the user says, answer) -> chat messages."""
+    """Return the chat messages of rounds of (what the user says, answer)."""
     messages = []
     for user, answer in rounds:
         messages.append({"role": "user", "content": user})
@@ -27,32 +29,32 @@ def dialogue(*rounds: tuple[list[dict[str, Any]], str]) -> list[dict[str, Any]]:
 
 
 def around_images(text: str, placeholder: str) -> list[dict[str, Any]]:
-    """Text with placeholders -> the parts of a chat message."""
+    """Return the items of a chat message for text with placeholders."""
     pieces: list[Piece] = []
     for index, piece in enumerate(re.split(re.escape(placeholder), text)):
         pieces += [IMAGE, piece] if index else [piece]
     return content(*pieces)
 
 
-def released_dialogue(record: dict[str, Any], image_token: str, eos_token: str) -> dict[str, Any]:
-    """A dialogue record in the form of the released region stage, with its label rule (section 2.8), instead of the chat
+def released_dialogue(sample: dict[str, Any], image_token: str, eos_token: str) -> dict[str, Any]:
+    """Write a dialogue in the form of the released region stage, with its label rule (section 2.8), instead of the chat
     template.
 
-    Turns are `## user: ...` and `## asistant: ...` (so spelt), each with a newline. Trained are the words `## user`, all
-    that the assistant says with its marker and newline, and the eos at the end.
+    Turns are `## user: ...` and `## asistant: ...` (so spelt), each with a newline. The labels cover the words
+    `## user`, all that the assistant says with its marker and newline, and the eos at the end.
 
     Returns:
-        the record with `text` and `trained_spans` (character positions) in place of `messages`.
+        the sample with `text` and `trained_spans` (character positions) in place of `messages`.
     """
-    text, spans = "You are a helpful assistant.\n\n", []
-    for message in record["messages"]:
-        marker = "## user" if message["role"] == "user" else "## asistant"
+    text, spans = RELEASED_SYSTEM, []
+    for message in sample["messages"]:
+        marker = RELEASED_MARKERS["user" if message["role"] == "user" else "assistant"]
         said = message["content"]
         if not isinstance(said, str):
-            said = "".join(image_token if part["type"] == "image" else part["text"] for part in said)
+            said = "".join(image_token if item["type"] == "image" else item["text"] for item in said)
         begin = len(text)
         text += f"{marker}: {said.strip()}\n"
         spans.append((begin, begin + len(marker) if message["role"] == "user" else len(text)))
     spans.append((len(text), len(text) + len(eos_token)))
-    rest = {key: value for key, value in record.items() if key != "messages"}
+    rest = {key: value for key, value in sample.items() if key != "messages"}
     return {**rest, "text": text + eos_token, "trained_spans": spans}

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 from transformers import ProcessorMixin
 
+from recipes.data.faults import BadSample, DataError, DataReport
 from recipes.data.formats import READERS, WHAT, find_files
 from recipes.data.readers.captions import form_suffix
-from recipes.data.readers.reader import BadSample, DataError, DataReport, Reader
+from recipes.data.readers.reader import Reader
 from recipes.data.readers.rows import DatasetReader
-from recipes.data.stream.concatenating import Concatenation
-from recipes.data.stream.dataset import MixedDataset, Source
+from recipes.data.stream.concatenation import Concatenation
+from recipes.data.stream.dataset import MixedDataset
 from recipes.data.stream.packing import Packing
+from recipes.data.stream.source_stream import Source
 
 REGION_FAMILIES = ("regions", "vcr", "osprey")  # what region_template applies to
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.
@@ -57,14 +59,14 @@ class DataArguments:
     )
     random_flip: bool = field(
         default=False,
-        metadata={"help": "Mirror pictures of documents and captions with probability 0.5, both sizes alike."},
+        metadata={"help": "Mirror images of documents and captions with probability 0.5, both sizes alike."},
     )
     shuffle_buffer: int = field(default=5000, metadata={"help": "Raw entries held for shuffling, per source."})
     pack_length: int = field(
         default=2048,
         metadata={
             "help": "Most tokens of a sequence: documents and captions are cut to fill it, dialogues stand in it whole; 0 = "
-            "one record per sample."
+            "every sample for itself."
         },
     )
     max_length: int = field(
@@ -82,8 +84,14 @@ class DataArguments:
 
 
 def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain") -> tuple[str, Reader]:
-    """The reader for a folder, file or glob, and its family. Its name is `data`, so that two sources in one folder are
-    two, and the form of its captions unless plain. Raises ValueError as `find_files` does."""
+    """Make the reader for a folder, file or glob, and return it behind its family.
+
+    The reader's name is `data`, so that two sources in one folder are told apart, with the form of its captions unless
+    plain.
+
+    Raises:
+        ValueError: see `find_files`.
+    """
     family, files = find_files(data)
     tokens = {
         "image_token": processor.image_token,
@@ -104,7 +112,7 @@ def build_dataset(
     seed: int,
     caption_forms: tuple[str, ...] = ("plain",),
 ) -> tuple[MixedDataset, DataReport]:
-    """The training stream and the report that fills while it is read.
+    """Build the training stream and the report that fills while it is read.
 
     Args:
         arguments: what to read and how.
@@ -155,7 +163,7 @@ def build_dataset(
 
 
 def count_entries(reader: Reader) -> int:
-    """Raw entries of a source, usable or not; what cannot be read counts for nothing."""
+    """Count the raw entries of a source, usable or not; files that cannot be read count as far as they can."""
     number = 0
     for shard in reader.shards:
         try:
@@ -163,14 +171,14 @@ def count_entries(reader: Reader) -> int:
                 number += 1
         except DataError:
             raise
-        except Exception as error:  # as in RecordStream, where the rest of the file will be counted as unusable
+        except Exception as error:  # as in `ReaderPass`, where the rest of the file will be counted as unusable
             fault = error if isinstance(error, BadSample) else f"{shard.name}: {type(error).__name__}: {error}"
             print(f"Not counted to its end: {fault}")
     return number
 
 
 def _check_sources(arguments: DataArguments) -> None:
-    """Raises ValueError as `build_dataset` does, before anything is read."""
+    """Raise ValueError as `build_dataset` says, before anything is read."""
     if not arguments.data:
         raise ValueError(f"No --data given. Expected folders, files or globs of {WHAT}.")
     if arguments.data_probs is not None and len(arguments.data_probs) != len(arguments.data):
@@ -186,14 +194,14 @@ def _check_sources(arguments: DataArguments) -> None:
 
 
 def _max_length(arguments: DataArguments, packing: Packing | Concatenation | None) -> int:
-    """Most tokens of a record, 0 = no limit: packed documents are cut elsewhere, a dialogue must fit into its row."""
+    """Return the most tokens of a sample, 0 = no limit: documents are cut in packing, a dialogue must fit into its row."""
     if isinstance(packing, Concatenation):
         return min(arguments.max_length or packing.length, packing.length) - 1  # bos
     return arguments.max_length if packing is None else 0
 
 
 def _distinct(name: str, taken: set[str]) -> str:
-    """The name, numbered if the same data was given before: its order, its counts and its position are its own."""
+    """Number the name if the same data was given before: each has an order, counts and a position of its own."""
     numbered, number = name, 1
     while numbered in taken:
         number += 1

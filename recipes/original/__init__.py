@@ -1,1 +1,1 @@
-"""The released model: its sizes, its names of tensors, the way from them to ours."""
+"""The released model: its sizes, its names of tensors, and their conversion to this package."""

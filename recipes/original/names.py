@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""What the original calls its tensors, and what they are here: the tables of `convert_checkpoint.py`.
+"""Tables of the original's names of tensors: what they are here, which are not used, which values change.
 
 `rename` and `convert_value` also translate gradients, for comparisons with the original.
 """
@@ -139,7 +139,7 @@ FRESH: dict[str, list[tuple[str, str]]] = {
 
 
 def drop_unused_points(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Rows are groups of K + 1 points of which the original discards the last: (G * (K + 1), ...) -> (G * K, ...)."""
+    """Drop the last of each K + 1 rows, which the original discards: (G * (K + 1), ...) -> (G * K, ...)."""
     groups = tensor.shape[0] - shape[0]
     if groups <= 0 or tensor.shape[0] % groups:
         return tensor  # not of that layout: the shape check names it
@@ -154,7 +154,7 @@ HEAD, HEAD_NEW = re.compile(r"^text_decoder\.head\."), re.compile(r"^text_decode
 
 
 def grid_table(tensor: torch.Tensor) -> torch.Tensor:
-    """The sin-cos table that the model computes for a stored one, (s*s, c), or (1 + s*s, c) with a zero row first."""
+    """Return the sin-cos table that the model computes for a stored one, (s*s, c), or (1 + s*s, c) with a zero row first."""
     rows = tensor.shape[0]
     side = round(rows**0.5)
     table = sincos_positions_2d(side, tensor.shape[1])
@@ -162,10 +162,12 @@ def grid_table(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def clip_statistics(values: tuple[float, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that gives CLIP's mean or standard deviation, (1, 3, 1, 1), for any stored tensor."""
     return lambda tensor: torch.tensor(values).view(1, 3, 1, 1)
 
 
 def rotary_frequencies(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the inverse frequencies of rotary embeddings, as many as are stored."""
     return 10000.0 ** -(torch.arange(len(tensor), dtype=torch.float64) / len(tensor)).float()
 
 
@@ -178,14 +180,14 @@ RECOMPUTED: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = [
 
 
 def rename(name: str, rules: Rules) -> str:
-    """A source name under our names; it need not exist."""
+    """Return the name that a source name gets here; neither need exist."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def convert_value(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The tensor (or its gradient) of a source name in our layout, where the target has `shape`."""
+    """Return the tensor (or its gradient) of a source name in our layout, where the target has `shape`."""
     for pattern, function in VALUES:
         if re.search(pattern, name):
             tensor = function(tensor, shape)
@@ -193,5 +195,5 @@ def convert_value(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.T
 
 
 def find(name: str, table: Iterable[tuple[str, Any]]) -> Any | None:
-    """The entry of the first pattern that occurs in `name`."""
+    """Return the entry of the first pattern that occurs in `name`, or None."""
     return next((entry for pattern, entry in table if re.search(pattern, name)), None)

@@ -1,7 +1,11 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""The original's hyper-parameters -> `DeemConfig`, for `recipes/convert_checkpoint.py`."""
+"""The original's hyper-parameters -> configurations of this package and of transformers."""
 
+import re
 from typing import Any
+
+import torch
+from transformers import ConvNextConfig
 
 from modeling_deem import DeemConfig
 
@@ -9,14 +13,14 @@ from modeling_deem import DeemConfig
 def deem_config(
     source: dict[str, Any], position_grid_side: int = 16, use_region_tokens: bool = False, **overrides: Any
 ) -> DeemConfig:
-    """Our config of the original hyper-parameters.
+    """Return our configuration of the original's hyper-parameters.
 
     Args:
         source: `image_size`, `spatial_shapes` (sides of the maps that the language model sees), `image_embed_dim`,
             `convnext` (depths, dims, drop_path), `llm` (LLaMA fields), `txt_vocab_size`, `special_token_dict`,
             `cross_attention_frequency`, `perceiver`; for the diffusion part `perceiver_dec`, `unet`, `vae`,
-            `scheduler`, `mmfsnet_attn_dim`, `uncond_prob` (without `unet`: a model without one); `loss_*_weight`.
-            `requires_grad` and `frozen`, if there, list all parameters and are checked against the weights.
+            `scheduler`, `mmfsnet_attn_dim`, `uncond_prob` (without `unet` the model gets no image decoder);
+            `loss_*_weight`.
         position_grid_side: side of the stored position table.
         use_region_tokens: the `mask_align` variant.
         overrides: further fields of `DeemConfig`; a dict for `image_decoder_config` is merged.
@@ -58,8 +62,16 @@ def deem_config(
     )
 
 
+def config_of_weights(source: dict[str, Any], weights: dict[str, torch.Tensor], **overrides: Any) -> DeemConfig:
+    """Return `deem_config` with what only the weights tell: the position table's side, and if there are region tokens."""
+    table = weights.get("visual_tokenizer.pos_embed")
+    side = 16 if table is None else round((table.shape[0] - 1) ** 0.5)
+    region = any(name.startswith("visual_tokenizer.feature_extractor.") for name in weights)
+    return deem_config(source, position_grid_side=side, use_region_tokens=region, **overrides)
+
+
 def decoder_config(source: dict[str, Any]) -> dict[str, Any]:
-    """Fields of our image decoder's config; none for a model without one."""
+    """Return the fields of our image decoder's configuration; none for a model without one."""
     if not source.get("unet"):
         return {}
     scheduler = {key: value for key, value in source["scheduler"].items() if not key.startswith("_")}
@@ -75,7 +87,7 @@ def decoder_config(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def perceiver_config(source: dict[str, Any]) -> dict[str, Any]:
-    """Our perceiver config of a Q-Former's hyper-parameters; what is left out has BLIP-2's defaults."""
+    """Return our perceiver configuration of a Q-Former's hyper-parameters; what is left out has BLIP-2's defaults."""
     return {
         "num_queries": source["num_queries"],
         "hidden_size": source["hidden_size"],
@@ -88,3 +100,26 @@ def perceiver_config(source: dict[str, Any]) -> dict[str, Any]:
         "hidden_dropout_prob": source.get("hidden_dropout_prob", 0.1),
         "attention_probs_dropout_prob": source.get("attention_probs_dropout_prob", 0.1),
     }
+
+
+def convnext_config(weights: dict[str, torch.Tensor], image_size: int) -> ConvNextConfig:
+    """Return the encoder's configuration, read off the shapes of an open_clip state dict.
+
+    Raises:
+        ValueError: if the weights hold no ConvNeXt.
+    """
+    blocks = [re.match(r"visual\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight$", name) for name in weights]
+    sizes = {(int(m[1]), int(m[2])): weights[m[0]].shape[0] for m in blocks if m}
+    if not sizes:
+        raise ValueError(
+            "The weights have no 'visual.trunk.stages.*.blocks.*.conv_dw.weight': expected the state dict of an "
+            "open_clip model with a timm ConvNeXt trunk."
+        )
+    stages = range(max(stage for stage, _ in sizes) + 1)
+    return ConvNextConfig(
+        depths=[sum(place[0] == stage for place in sizes) for stage in stages],
+        hidden_sizes=[sizes[stage, 0] for stage in stages],
+        num_stages=len(stages),
+        layer_norm_eps=1e-6,
+        image_size=image_size,
+    )

@@ -19,7 +19,7 @@ from torch import nn
 
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
-from recipes.data.stream.dataset import upright
+from recipes.data.stream.steps import turn_upright
 
 SUFFIX = ".safetensors"
 
@@ -27,7 +27,7 @@ SUFFIX = ".safetensors"
 def picture_key(image: Image.Image) -> str:
     """Name of a picture by its content: mode, size and pixels as it is to be seen. A mirrored picture is another, and
     so are the same pixels with another EXIF orientation, which the image processor obeys."""
-    image = upright(image)
+    image = turn_upright(image)
     digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()[:32]

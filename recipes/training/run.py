@@ -12,7 +12,7 @@ from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.evaluation.answers import is_question
-from recipes.inspect_model import SIZES
+from recipes.original.published import SIZES
 from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.training.plan import make_plan
 from recipes.training.trainer import DeemTrainer, DeemTrainingArguments

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState, Trainin
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
 
-from recipes.data.readers.reader import DataReport
+from recipes.data.faults import DataReport
 from recipes.evaluation.answers import share_answered
 from recipes.training.adapters import adapted_parts, add_adapters, is_adapted, merge_adapters
 from recipes.training.latent_cache import remove_vae

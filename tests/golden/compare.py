@@ -43,8 +43,9 @@ from modeling_deem import DeemForConditionalGeneration, DeemImageProcessorPil
 from modeling_deem.attention_deem import DeemFeatureSynchronizer
 from modeling_deem.image_states_deem import is_supervised
 from processing.collating_deem import make_labels
-from recipes.convert_checkpoint import config_of_weights, convert
+from recipes.original.conversion import convert
 from recipes.original.names import HEAD_NEW, OFFICIAL, convert_value, rename
+from recipes.original.sizes import config_of_weights
 
 TOLERANCE = {"forward": 1e-4, "gradient": 1e-3, "loss": 1e-5, "ids": 0.0, "8 bit": 1.0}
 # Spec section 11, quirk 7: the sets whose text without an image the released code does not train on.

@@ -8,8 +8,8 @@ import torch
 
 from modeling_deem import DeemForConditionalGeneration
 from recipes import pretrain, sft
-from recipes.convert_checkpoint import deem_config
 from recipes.original.names import OFFICIAL, rename
+from recipes.original.sizes import deem_config
 from recipes.training.defaults import parse_recipe
 from recipes.training.parameter_groups import parameter_groups
 from recipes.training.trainer import prepare_parts

@@ -1,7 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Captions in annotation files: COCO (Karpathy), Flickr30k, TextCaps, Image2Paragraph, Localized Narratives.
 
-Files: data_and_evaluation.md section 2.6. Each caption is a sample in one of `captions.FORMS`: the picture described, or
+Files: data_and_evaluation.md section 2.6. Each caption is a sample in one of `captions.FORMS`: the image described, or
 drawn from its description. Captions are in lower case, except paragraphs.
 """
 
@@ -10,13 +10,13 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from recipes.data.readers.captions import caption_record, form_suffix
+from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.captions import caption_sample, form_suffix
 from recipes.data.readers.files import AnnotationReader, LineReader, RowReader, load_json, row_name
-from recipes.data.readers.reader import BadSample, Skip
 
 
 class CaptionFileReader(AnnotationReader):
-    """Rows of one picture and one caption.
+    """Rows of one image and one caption.
 
     Args:
         shards, image_token, reserved: see `AnnotationReader`.
@@ -39,16 +39,16 @@ class CaptionFileReader(AnnotationReader):
 
     @abstractmethod
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """The caption, and the names its picture may have."""
+        """Return the caption, and the names its image may have."""
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One sample."""
+        """Return one sample."""
         caption, names = self.caption(row)
         caption = self.clean(caption)
         if not caption:
             raise BadSample("image without caption", key)
         image = self.image(folder, *names)
-        return caption_record(key, caption.lower() if self.lower else caption, image, self.form, rng, self.image_token)
+        return caption_sample(key, caption.lower() if self.lower else caption, image, self.form, rng, self.image_token)
 
 
 class KarpathyReader(CaptionFileReader, RowReader):
@@ -58,7 +58,7 @@ class KarpathyReader(CaptionFileReader, RowReader):
     image_folders = ("", "images", "coco", "coco/images")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """One row per caption."""
+        """Return one row per caption."""
         found = []
         for index, row in enumerate(load_json(shard)):
             said = row.get("caption") if isinstance(row, dict) else None
@@ -67,70 +67,70 @@ class KarpathyReader(CaptionFileReader, RowReader):
         return found
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Caption and picture."""
+        """Return caption and image names."""
         about, index = row
         said = about["caption"]
         return said[index] if isinstance(said, list) else said, [about["image"]]
 
 
 class Flickr30kReader(CaptionFileReader, RowReader):
-    """`groundedcaption.json`: `[{image_id, detailed_caption}]`, without the pictures of `flickr30k_test1k.json` where that
+    """`groundedcaption.json`: `[{image_id, detailed_caption}]`, without the images of `flickr30k_test1k.json` where that
     lies beside."""
 
     image_folders = ("flickr30k-images", "flickr30k_images", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """Rows of pictures that are not tested on."""
+        """Return the rows of images that are not tested on."""
         test = shard.with_name("flickr30k_test1k.json")
         tested = {Path(row["file_name"]).stem for row in load_json(test)["images"]} if test.is_file() else set()
         rows = list(enumerate(load_json(shard)))
         return [(i, row) for i, row in rows if Path(str(row_name(row, "image_id", i))).stem not in tested]
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Caption and picture."""
+        """Return caption and image names."""
         return row["detailed_caption"], [f"{Path(str(row['image_id'])).stem}.jpg"]
 
 
 class TextCapsReader(CaptionFileReader, RowReader):
-    """`TextCaps_0.1_train.json`: `{data: [{image_id, caption_str}]}`; pictures are TextVQA's."""
+    """`TextCaps_0.1_train.json`: `{data: [{image_id, caption_str}]}`; images are TextVQA's."""
 
     image_folders = ("train_images", "textvqa/train_images", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All captions."""
+        """Return all captions."""
         return list(enumerate(load_json(shard)["data"]))
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Caption and picture."""
+        """Return caption and image names."""
         return row["caption_str"], [f"{row['image_id']}.jpg"]
 
 
 class ParagraphReader(CaptionFileReader, RowReader):
     """Image2Paragraph: `paragraphs_coco.json` (`{annotations: [{image_id, url, caption}]}`), only what `train_split.json`
-    (a list of image ids) names. Pictures of Visual Genome by the last part of `url`, in both of its folders (the release
+    (a list of image ids) names. Images of Visual Genome by the last part of `url`, in both of its folders (the release
     looks into the first only)."""
 
     image_folders = ("VG_100K", "VG_100K_2", "vg/VG_100K", "vg/VG_100K_2", "images", "")
     lower = False
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """Training paragraphs."""
+        """Return the training paragraphs."""
         kept = set(load_json(shard.with_name("train_split.json")))
         rows = [(row_name(row, "image_id", i), row) for i, row in enumerate(load_json(shard)["annotations"])]
-        # a row without a picture's number is kept, to be counted as one of another layout
+        # a row without image_id is kept: `build` counts it as one of another layout
         return [(name, row) for name, row in rows if name in kept or not (isinstance(row, dict) and "image_id" in row)]
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Paragraph and picture."""
+        """Return paragraph and image names."""
         return row["caption"], [row["url"].rpartition("/")[2]]
 
 
 class NarrativeReader(CaptionFileReader, LineReader):
     """Localized Narratives on COCO: `coco_train_captions.jsonl`, lines of `{image_id, caption, annotator_id,
-    dataset_id}`; pictures `train2017/%012d.jpg`."""
+    dataset_id}`; images `train2017/%012d.jpg`."""
 
     image_folders = ("train2017", "coco/train2017", "val2017", "coco/val2017", "images", "")
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
-        """Narrative and picture."""
+        """Return narrative and image names."""
         return row["caption"], [f"{int(row['image_id']):012d}.jpg"]

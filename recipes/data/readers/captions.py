@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""WebDataset tars of pictures and captions (LAION, BLIP, img2dataset) -> caption records.
+"""WebDataset tars of images and captions (LAION, BLIP, img2dataset) -> caption samples.
 
 Layout and rules: data_and_evaluation.md section 2.2. Members are read one by one with `tarfile`: `datasets`' webdataset
 reader parses JSON members inside its generator, so that one broken member ends the whole stream instead of being skipped.
@@ -15,37 +15,25 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 from recipes.data.samples import IMAGE, content, dialogue
+from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUESTS, DRAW_REQUESTS
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 FORMS = ("plain", "describe", "draw")
-# Ours; the original draws from 17 and 69 paraphrases (section 1.5).
-DESCRIBE_REQUESTS = (
-    "Could you provide a short description of the image?",
-    "Describe the image briefly.",
-    "What does this picture show?",
-    "Give a short caption for the picture.",
-    "Say in a few words what can be seen here.",
-)
-DRAW_REQUESTS = (
-    "Please draw the complete picture that this description belongs to: ",
-    "Reconstruct the full image from its description: ",
-    "Make a picture of the following: ",
-    "Show what these words describe: ",
-)
 
 
 class CaptionReader(Reader):
-    """Captioned pictures in WebDataset tars.
+    """Captioned images in WebDataset tars.
 
     Args:
         shards: tar files whose consecutive members `<key>.jpg` (jpeg, png, webp) and `<key>.json` with a `caption`, or
             `<key>.txt`, form a sample.
-        image_token: what stands for the picture in the text.
+        image_token: what stands for the image in the text.
         reserved: special tokens that are taken out of the captions.
-        form: `"plain"` (pre-training: picture and caption in either order), `"describe"` (dialogue, the caption is the
-            answer) or `"draw"` (dialogue, the picture is the answer).
+        form: `"plain"` (pre-training: image and caption in either order), `"describe"` (dialogue, the caption is the
+            answer) or `"draw"` (dialogue, the image is the answer).
 
     Raises:
         ValueError: for an unknown form.
@@ -64,7 +52,7 @@ class CaptionReader(Reader):
         self.kind = "caption" if form == "plain" else "dialogue"
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Members by suffix, keyed `<tar>/<key>`; the offset is that of the first member's header."""
+        """Read members by suffix, keyed `<tar>/<key>`; the offset is that of the first member's header."""
         try:
             with open(shard, "rb") as file:
                 file.seek(offset)
@@ -98,12 +86,12 @@ class CaptionReader(Reader):
                 yield start, group, members
 
     def fetch(self, shard: Path, places: Iterable[tuple[int, int]]) -> Iterator[Entry]:
-        """As the base class, without reading what lies between."""
+        """Read as the base class does, but nothing that lies between."""
         for number, offset in sorted(places):
             yield from itertools.islice(self.entries(shard, number, offset), 1)  # none where the tar has changed
 
-    def record(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One caption record in the chosen form, in lower case."""
+    def make_sample(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
+        """Return one caption sample in the chosen form, in lower case."""
         suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in payload), None)
         if suffix is None:
             raise BadSample("caption without image", key)
@@ -111,19 +99,19 @@ class CaptionReader(Reader):
         if not caption.strip():
             raise BadSample("image without caption", key)
         image = open_image(payload[suffix], f"{key}.{suffix}")
-        return caption_record(key, caption, image, self.form, rng, self.image_token)
+        return caption_sample(key, caption, image, self.form, rng, self.image_token)
 
 
-def caption_record(
+def caption_sample(
     key: str, caption: str, image: Image.Image, form: str, rng: random.Random, image_token: str
 ) -> dict[str, Any]:
-    """A caption and its picture in one of `FORMS`."""
+    """Return a caption and its image as a sample in one of `FORMS`."""
     if form == "plain":
         # no space at the joint
         text = image_token + caption if rng.random() < 0.5 else caption + image_token
         return {"text": text, "images": [image], "id": key}
     if form == "describe":
-        messages = dialogue((content(IMAGE, f" {rng.choice(DESCRIBE_REQUESTS)} "), f"A photo of {caption}"))
+        messages = dialogue((content(IMAGE, f" {rng.choice(DESCRIBE_REQUESTS)} "), f"{CAPTION_BEGIN} {caption}"))
         return {"messages": messages, "images": [image], "mode": "image_to_text", "id": key}
     request = content(f"{rng.choice(DRAW_REQUESTS)}{caption} ")
     messages = [{"role": "user", "content": request}, {"role": "assistant", "content": content(IMAGE)}]
@@ -131,24 +119,24 @@ def caption_record(
 
 
 def form_suffix(form: str) -> str:
-    """What a source's name ends in; forms of one set are sources of their own. Raises ValueError for an unknown form."""
+    """Return what a source's name ends in: each form is a source of its own. Raises ValueError for an unknown form."""
     if form not in FORMS:
         raise ValueError(f"Unknown caption form {form!r}: choose one of {', '.join(FORMS)}.")
     return "" if form == "plain" else f" ({form})"
 
 
 def read_caption(members: dict[str, bytes], key: str) -> str:
-    """The caption of a sample: `caption` of its json (a list is joined by spaces), else its txt.
+    """Return the caption of an entry: `caption` of its json (a list is joined by spaces), else its txt.
 
     Raises:
         BadSample: if there is none, or it is broken.
     """
     described = parse_json(members["json"], f"{key}.json") if "json" in members else None
     if isinstance(described, dict) and described.get("caption"):
-        parts = described["caption"] if isinstance(described["caption"], list) else [described["caption"]]
-        if not all(isinstance(part, (str, int, float)) for part in parts):
+        said = described["caption"] if isinstance(described["caption"], list) else [described["caption"]]
+        if not all(isinstance(one, (str, int, float)) for one in said):
             raise BadSample("caption is not text", f"{key}.json")
-        return " ".join(map(str, parts))
+        return " ".join(map(str, said))
     if "txt" not in members:
         raise BadSample("image without caption", key)
     try:

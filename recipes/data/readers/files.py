@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files; where pictures lie."""
+"""Files of rows -> entries that can be found again: JSON lines (also zipped) and whole JSON files; where images lie."""
 
 import os
 import random
@@ -11,11 +11,12 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 
 
 def read_lines(file: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-    """The lines of a `*.jsonl` or `*.jsonl.zip` as bytes, blank ones left out.
+    """Read the lines of a `*.jsonl` or `*.jsonl.zip` as bytes, blank ones left out.
 
     Lines are parsed afterwards, one by one: `datasets`' JSON reader ends the whole stream at the first broken one.
 
@@ -58,14 +59,14 @@ def _numbered(lines: BinaryIO, name: str, number: int, offset: int, begin: int) 
 
 
 class AnnotationReader(Reader):
-    """Rows of annotation files with pictures in folders nearby. Subclasses say what a row becomes (`build`).
+    """Rows of annotation files with images in folders nearby. Subclasses say what a row becomes (`build`).
 
     Args:
         shards: the files.
         image_token, reserved: special tokens that are taken out of all text.
 
     Attributes:
-        image_folders: where pictures may lie, below the annotation file's folder or the two above it; "" is the folder
+        image_folders: where images may lie, below the annotation file's folder or the two above it; "" is the folder
             itself.
     """
 
@@ -76,15 +77,17 @@ class AnnotationReader(Reader):
         self.shards = shards
         self.image_token = image_token
         self.reserved = (image_token, *reserved)
-        self._folder: dict[Path, Path] = {}  # annotation folder -> where the last picture was found
+        self._folder: dict[Path, Path] = {}  # annotation folder -> where the last image was found
 
     @abstractmethod
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """As `Reader.record`; `folder` is that of the annotations. May raise KeyError, TypeError, ValueError, IndexError
-        or AttributeError where the row has another layout."""
+        """Do what `Reader.make_sample` does; `folder` is that of the annotations. May raise KeyError, TypeError,
+        ValueError, IndexError or AttributeError if the row has another layout."""
 
-    def record(self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One sample."""
+    def make_sample(
+        self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip
+    ) -> dict[str, Any] | None:
+        """Return one sample."""
         folder, row = payload
         try:
             return self.build(key, row, folder, rng, skip)
@@ -92,18 +95,18 @@ class AnnotationReader(Reader):
             raise BadSample("row of another layout", key) from error
 
     def clean(self, text: Any) -> str:
-        """Text without special tokens and outer white space."""
+        """Return text without special tokens and outer white space. Raises TypeError if it is none."""
         if not isinstance(text, str):
             raise TypeError(f"expected text, got {type(text).__name__}")
         return remove_reserved(text, self.reserved).strip()
 
     def find(self, folder: Path, *names: str) -> Path:
-        """The file with one of these names (paths relative to an image folder). Raises BadSample if there is none.
+        """Find the file with one of these names (paths relative to an image folder). Raises BadSample if there is none.
 
-        Names are data and may be anything: what leads out of the folders that are searched is not opened. Links are not
-        followed for this, so that an image folder may be one.
+        Names are data and may be anything: a name that leads out of the searched folders is not opened. Links are not
+        resolved to judge this, so that an image folder may be one.
         """
-        # where the last one was found comes first: the same for all pictures of a set, as a rule
+        # where the last one was found comes first: the same for all images of a set, as a rule
         places = [self._folder[folder]] if folder in self._folder else []
         searched = (folder, *folder.parents[:2])
         places += [root / name for root in searched for name in self.image_folders]
@@ -116,7 +119,7 @@ class AnnotationReader(Reader):
         raise BadSample("missing image", str(names[0])[:200])
 
     def image(self, folder: Path, *names: str) -> Image.Image:
-        """The picture with one of these names; see `find`."""
+        """Open the image with one of these names; see `find`."""
         return open_image(self.find(folder, *names), names[0])
 
 
@@ -125,11 +128,11 @@ class RowReader(AnnotationReader):
 
     @abstractmethod
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All rows of a file with their names, always in the same order. May raise KeyError, TypeError, ValueError or
-        AttributeError where the file has another layout."""
+        """Return all rows of a file with their names, always in the same order. May raise KeyError, TypeError,
+        ValueError or AttributeError if the file has another layout."""
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Rows keyed `<file>:<name>`."""
+        """Read rows, keyed `<file>:<name>`."""
         try:
             rows = self.rows(shard)
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -143,29 +146,31 @@ class LineReader(AnnotationReader):
     """Annotation files of JSON lines, possibly zipped."""
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Lines keyed `<file>:<line number from 1>`."""
+        """Read lines, keyed `<file>:<line number from 1>`."""
         for entry in read_lines(shard, number, offset):
             yield Entry(*entry[:3], (shard.parent, entry.payload))
 
-    def record(self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One sample of a line."""
+    def make_sample(
+        self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip
+    ) -> dict[str, Any] | None:
+        """Return one sample of a line."""
         folder, line = payload
-        return super().record(key, (folder, parse_json(line, key)), rng, skip)
+        return super().make_sample(key, (folder, parse_json(line, key)), rng, skip)
 
 
 def _is_below(file: Path, *folders: Path) -> bool:
-    """Whether a path leads into one of the folders, links not followed; everything lies below `/`, so that says nothing."""
+    """Return whether a path leads into one of the folders, not following links. `/` does not count: all lies below it."""
     path = Path(os.path.abspath(file))
     roots = [Path(os.path.abspath(folder)) for folder in folders]
     return any(path.is_relative_to(root) for root in roots if root != root.parent)
 
 
 def row_name(row: Any, key: str, index: int | str) -> Any:
-    """What a row is called: its value of `key`, else its number. It may be of any layout: `build` tells what is wrong."""
+    """Return a row's name: its value of `key`, else its number. It may be of any layout: `build` tells what is wrong."""
     name = row.get(key) if isinstance(row, dict) else None
     return f"row {index}" if name is None else name
 
 
 def load_json(file: Path) -> Any:
-    """A whole JSON file. Raises BadSample where it is broken."""
+    """Read a whole JSON file. Raises BadSample if it is broken."""
     return parse_json(file.read_bytes(), file.name)

@@ -13,12 +13,13 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json, row_name
 from recipes.data.readers.masks import box_mask, scaled_box
 from recipes.data.readers.pickles import load_pickle
-from recipes.data.readers.reader import BadSample, Skip
-from recipes.data.readers.regions import check_size, region_record, upright
+from recipes.data.readers.regions import as_stored, check_size, region_sample
 from recipes.data.samples import IMAGE, content, dialogue
+from recipes.prompts import GROUNDING_ANSWER, GROUNDING_REQUEST, REFERRING_REQUEST, REFERRING_REQUEST_END
 
 TASKS = ("grounding", "referring")
 SCALE = 999  # coordinates in text run from 0 to this
@@ -29,18 +30,18 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
 
 def box_text(box: Sequence[float], width: int, height: int) -> str:
-    """A box as text: `(x1,y1)(x2,y2)`, three digits each, in 999ths of the picture, truncated."""
+    """Return a box as text: `(x1,y1)(x2,y2)`, three digits each, in 999ths of the image, truncated."""
     x1, y1, x2, y2 = scaled_box(box, (width, height), (SCALE, SCALE))
     return f"({x1:03d},{y1:03d})({x2:03d},{y2:03d})"
 
 
 class GroundingReader(RowReader):
-    """Phrases that refer to a box in a picture.
+    """Phrases that refer to a box in an image.
 
     Args:
         shards, image_token, reserved: see `AnnotationReader`.
         tasks: `"grounding"` (the box is the answer), `"referring"` (the phrase is); of several one is drawn per sample.
-        flip_probability: of mirroring picture and box, and exchanging left and right in the phrase.
+        flip_probability: of mirroring image and box, and exchanging left and right in the phrase.
         crop_probability: of a random crop around the box, if the phrase has no word for a place.
 
     Raises:
@@ -62,27 +63,27 @@ class GroundingReader(RowReader):
         self.tasks = tuple(tasks)
         self.flip_probability, self.crop_probability = flip_probability, crop_probability
 
-    def sample(self, key: str, phrase: str, box: Box, picture: Image.Image, rng: random.Random) -> dict[str, Any]:
-        """One sample of a phrase and its box."""
+    def phrase_sample(self, key: str, phrase: str, box: Box, image: Image.Image, rng: random.Random) -> dict[str, Any]:
+        """Return one sample of a phrase and its box."""
         x1, y1, x2, y2 = box
-        if not (max(x1, 0) < min(x2, picture.width) and max(y1, 0) < min(y2, picture.height)):
-            raise BadSample("empty box", key)  # or one outside of its picture
+        if not (max(x1, 0) < min(x2, image.width) and max(y1, 0) < min(y2, image.height)):
+            raise BadSample("empty box", key)  # or one outside of its image
         if not phrase:
             raise BadSample("box without phrase", key)
         if rng.random() < self.flip_probability:
-            phrase, box, picture = flipped(phrase, box, picture)
+            phrase, box, image = flipped(phrase, box, image)
         if rng.random() < self.crop_probability and not _PLACE_WORDS.search(phrase):
-            box, picture = cropped(box, picture, rng)
+            box, image = cropped(box, image, rng)
         if rng.choice(self.tasks) == "grounding":
-            question = f" Provide the bounding box coordinate of the region this sentence describes: {phrase}. "
-            answer = f"the bounding box coordinate is<box>{box_text(box, *picture.size)}</box>"
+            question = GROUNDING_REQUEST.format(phrase=phrase)
+            answer = GROUNDING_ANSWER.format(box=box_text(box, *image.size))
             messages = dialogue((content(IMAGE, question), answer))
-            return {"messages": messages, "images": [picture], "mode": "image_to_text", "id": key}
-        mask = box_mask(box, picture.height, picture.width)
+            return {"messages": messages, "images": [image], "mode": "image_to_text", "id": key}
+        mask = box_mask(box, image.height, image.width)
         if not mask.any():
             raise BadSample("empty box", key)
-        question = content(IMAGE, " Provide a sentence that describes the region ", IMAGE, ". ")
-        return region_record(key, dialogue((question, phrase)), picture, [mask])
+        question = content(IMAGE, REFERRING_REQUEST, IMAGE, REFERRING_REQUEST_END)
+        return region_sample(key, dialogue((question, phrase)), image, [mask])
 
 
 class RefCocoReader(GroundingReader):
@@ -92,7 +93,7 @@ class RefCocoReader(GroundingReader):
     image_folders = ("", "train2014", "images", "images/train2014", "coco/train2014", "images/mscoco/images/train2014")
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """Training refs with the box of their annotation."""
+        """Return the training refs, each with the box of its annotation."""
         refs = load_json(shard) if shard.suffix == ".json" else load_pickle(shard)
         about = load_json(shard.with_name("instances.json"))
         rows = [row for row in about["annotations"] if isinstance(row, dict)]
@@ -109,16 +110,16 @@ class RefCocoReader(GroundingReader):
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One sample."""
+        """Return one sample."""
         ref, box, size = row
         if box is None:
             raise BadSample("ref without annotation", key)
         x, y, width, height = (float(value) for value in box)
         corners = tuple(float(int(value)) for value in (x, y, x + width, y + height))
         phrase = self.clean(rng.choice(ref["sentences"])["raw"])
-        picture = upright(self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg"))
-        check_size(picture, size, key)
-        return self.sample(key, phrase, corners, picture, rng)
+        image = as_stored(self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg"))
+        check_size(image, size, key)
+        return self.phrase_sample(key, phrase, corners, image, rng)
 
 
 class VisualGenomeReader(GroundingReader):
@@ -128,7 +129,7 @@ class VisualGenomeReader(GroundingReader):
     image_folders = ("VG_100K", "VG_100K_2", "vg/VG_100K", "vg/VG_100K_2", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per small region."""
+        """Return one row per small region."""
         found: list[tuple[Any, Any]] = []
         for index, row in enumerate(load_json(shard)):
             regions = row.get("regions") if isinstance(row, dict) else None
@@ -145,14 +146,14 @@ class VisualGenomeReader(GroundingReader):
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One sample."""
+        """Return one sample."""
         box = (row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"])
-        picture = upright(self.image(folder, f"{row['image_id']}.jpg"))
-        return self.sample(key, self.clean(row["phrase"]), box, picture, rng)
+        image = as_stored(self.image(folder, f"{row['image_id']}.jpg"))
+        return self.phrase_sample(key, self.clean(row["phrase"]), box, image, rng)
 
 
-def flipped(phrase: str, box: Box, picture: Image.Image) -> tuple[str, Box, Image.Image]:
-    """Everything mirrored: left and right change places in the phrase, whatever their case."""
+def flipped(phrase: str, box: Box, image: Image.Image) -> tuple[str, Box, Image.Image]:
+    """Mirror everything: left and right change places in the phrase, whatever their case."""
     other = {"left": "right", "right": "left"}
 
     def swap(match: re.Match[str]) -> str:
@@ -161,21 +162,21 @@ def flipped(phrase: str, box: Box, picture: Image.Image) -> tuple[str, Box, Imag
 
     swapped = re.sub(r"(?<![a-z])(?:left|right)", swap, phrase, flags=re.IGNORECASE)
     x1, y1, x2, y2 = box
-    return swapped, (picture.width - x2, y1, picture.width - x1, y2), ImageOps.mirror(picture)
+    return swapped, (image.width - x2, y1, image.width - x1, y2), ImageOps.mirror(image)
 
 
-def cropped(box: Box, picture: Image.Image, rng: random.Random) -> tuple[Box, Image.Image]:
-    """A crop of half to all of the area and proportions 3:4 to 4:3 (as far as the picture allows), at a random place,
-    enlarged so that it holds the box."""
-    area = rng.uniform(0.5, 1.0) * picture.width * picture.height
+def cropped(box: Box, image: Image.Image, rng: random.Random) -> tuple[Box, Image.Image]:
+    """Crop to half to all of the area and proportions 3:4 to 4:3 (as far as the image allows), at a random place,
+    enlarged so that the crop holds the box."""
+    area = rng.uniform(0.5, 1.0) * image.width * image.height
     proportion = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    width = min(round(math.sqrt(area * proportion)), picture.width)
-    height = min(round(math.sqrt(area / proportion)), picture.height)
-    left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
+    width = min(round(math.sqrt(area * proportion)), image.width)
+    height = min(round(math.sqrt(area / proportion)), image.height)
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
     x1, y1, x2, y2 = box
     left, top = max(min(left, math.floor(x1)), 0), max(min(top, math.floor(y1)), 0)
     right, bottom = (
         min(max(start + size, math.ceil(end)), limit)
-        for start, size, end, limit in ((left, width, x2, picture.width), (top, height, y2, picture.height))
+        for start, size, end, limit in ((left, width, x2, image.width), (top, height, y2, image.height))
     )
-    return (x1 - left, y1 - top, x2 - left, y2 - top), picture.crop((left, top, right, bottom))
+    return (x1 - left, y1 - top, x2 - left, y2 - top), image.crop((left, top, right, bottom))

@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import read_lines
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 
 IMAGE_FOLDERS = ("mmc4_images", "images")
 
@@ -26,11 +27,11 @@ class InterleavedReader(Reader):
         shards: `*.jsonl` and `*.jsonl.zip` files; a line is `{text_list, image_info: [{image_name,
             matched_text_index, matched_sim}], ...}`.
         image_folder: holds `<first 12 characters of image_name>.jpg`.
-        image_token: what stands for one picture in the text.
+        image_token: what stands for one image in the text.
         reserved: special tokens that are taken out of the sentences.
-        min_similarity: least `matched_sim` of a picture that is kept.
-        max_images: most pictures per document.
-        single_image_drop: probability of dropping a document with exactly one picture.
+        min_similarity: least `matched_sim` of an image that is kept.
+        max_images: most images per document.
+        single_image_drop: probability of dropping a document with exactly one image.
     """
 
     kind = "document"
@@ -55,11 +56,11 @@ class InterleavedReader(Reader):
         self.single_image_drop = single_image_drop
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Lines as bytes, keyed `<file>:<line number from 1>`."""
+        """Read lines as bytes, keyed `<file>:<line number from 1>`."""
         return read_lines(shard, number, offset)
 
-    def record(self, key: str, payload: bytes, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One document, or None if no picture is left or the coin drops a document with one picture."""
+    def make_sample(self, key: str, payload: bytes, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+        """Return one document, or None if it has no image or chance drops a document with one image."""
         line = parse_json(payload, key)
         try:
             sentences = [str(sentence) for sentence in line["text_list"]]
@@ -73,20 +74,20 @@ class InterleavedReader(Reader):
         if any(not 0 <= index < len(sentences) for index, _ in matches):
             raise BadSample("matched_text_index outside text_list", key)
 
-        pictures: list[tuple[int, Image.Image]] = []
+        opened: list[tuple[int, Image.Image]] = []
         for index, image_name in matches:
             file = self.image_folder / f"{Path(image_name).name[:12]}.jpg"
             try:
-                pictures.append((index, open_image(file, file.name)))
+                opened.append((index, open_image(file, file.name)))
             except BadSample as bad:
                 skip(bad.reason, bad.name)
-        if matches and not pictures:
+        if matches and not opened:
             raise BadSample("document without a readable image", key)
-        rng.shuffle(pictures)
-        pictures = sorted(pictures[: self.max_images], key=lambda picture: picture[0])
-        if not pictures or (len(pictures) == 1 and rng.random() < self.single_image_drop):
+        rng.shuffle(opened)
+        opened = sorted(opened[: self.max_images], key=lambda one: one[0])
+        if not opened or (len(opened) == 1 and rng.random() < self.single_image_drop):
             return None
-        placed = [(index, rng.random() < 0.5, image) for index, image in pictures]
+        placed = [(index, rng.random() < 0.5, image) for index, image in opened]
         text, images = interleave(
             [remove_reserved(sentence, self.reserved) for sentence in sentences], placed, self.image_token
         )
@@ -94,37 +95,37 @@ class InterleavedReader(Reader):
 
 
 def interleave(sentences: list[str], placed: list[tuple[int, bool, Any]], image_token: str) -> tuple[str, list[Any]]:
-    """Join sentences by one space with a placeholder at each picture, no space beside it.
+    """Join sentences by one space with a placeholder at each image, no space beside it.
 
     Args:
         sentences: the text.
-        placed: `(index of the sentence, before it?, picture)`; pictures at the same place keep their order.
+        placed: `(index of the sentence, before it?, image)`; images at the same place keep their order.
         image_token: the placeholder.
 
     Returns:
-        The text, and the pictures in the order of their placeholders.
+        The text, and the images in the order of their placeholders.
     """
-    parts, images = [], []
+    pieces, images = [], []
     for index, sentence in enumerate(sentences):
         before = [image for at, is_before, image in placed if at == index and is_before]
         after = [image for at, is_before, image in placed if at == index and not is_before]
-        parts.append(image_token * len(before) + sentence + image_token * len(after))
+        pieces.append(image_token * len(before) + sentence + image_token * len(after))
         images += before + after
-    return spaces_removed(" ".join(parts), image_token), images
+    return spaces_removed(" ".join(pieces), image_token), images
 
 
 def spaces_removed(text: str, image_token: str) -> str:
-    """Text without the spaces that touch a placeholder."""
+    """Return text without the spaces that touch a placeholder."""
     return re.sub(f" *({re.escape(image_token)}) *", r"\1", text)
 
 
 def keep_some(places: list[int], most: int, rng: random.Random) -> list[int]:
-    """At most `most` of the places, drawn at random, in their order."""
+    """Draw at most `most` of the places at random and return them in their order."""
     return sorted(rng.sample(places, most)) if len(places) > most else places
 
 
 def find_image_folder(annotations: Path) -> Path:
-    """The image folder that belongs to an annotation file: beside it, or beside its folder.
+    """Find the image folder that belongs to an annotation file: beside it, or beside its folder.
 
     Raises:
         ValueError: if there is none.

@@ -11,7 +11,7 @@ MAX_COORDINATE = 1e6  # pixels
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """A COCO segmentation -> (height, width) bool.
+    """Decode a COCO segmentation to a mask, (height, width) bool.
 
     Args:
         segmentation: a list of polygons `[x, y, x, y, ...]` in pixels, which are merged, or run lengths
@@ -22,11 +22,11 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     """
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(f"Run lengths of size {segmentation.get('size')} for a picture of {[height, width]}.")
+            raise ValueError(f"Run lengths of size {segmentation.get('size')} for an image of {[height, width]}.")
         counts = segmentation["counts"]
         counts = decompress_counts(counts) if isinstance(counts, (str, bytes)) else counts
-        if sum(counts) != height * width or min(counts, default=0) < 0:  # pycocotools would read on behind them
-            raise ValueError(f"Run lengths add up to {sum(counts)}, the picture has {height * width} pixels.")
+        if sum(counts) != height * width or min(counts, default=0) < 0:  # pycocotools would read past their end
+            raise ValueError(f"Run lengths add up to {sum(counts)}, the image has {height * width} pixels.")
         return coco.decode(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)).astype(bool)
     if not isinstance(segmentation, (list, tuple)) or not segmentation:
         raise ValueError(
@@ -36,12 +36,12 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"A polygon of {len(polygon)} numbers: expected x, y of at least three points.")
         if not all(abs(value) < MAX_COORDINATE for value in polygon):  # NaN too; pycocotools would take all memory
-            raise ValueError(f"A polygon with coordinates like {polygon[:4]}: expected pixels of the picture.")
+            raise ValueError(f"A polygon with coordinates like {polygon[:4]}: expected pixels of the image.")
     return coco.decode(coco.merge(coco.frPyObjects(list(segmentation), height, width))).astype(bool)
 
 
 def decompress_counts(text: str | bytes) -> list[int]:
-    """COCO's compressed run lengths: five bits per character from 48 on, bit 5 says that more follow, bit 4 of the last
+    """Decode COCO's compressed run lengths: five bits per character from 48 on, bit 5 says that more follow, bit 4 of the last
     is the sign; from the third count on, the difference to the one before the last is stored."""
     counts: list[int] = []
     value = shift = 0
@@ -58,18 +58,18 @@ def decompress_counts(text: str | bytes) -> list[int]:
 
 
 def vcr_mask(box: Sequence[float], polygons: Sequence[Any], height: int, width: int) -> np.ndarray:
-    """VCR's regions -> (height, width) bool: the centers of a grid over the box that lie inside one of the polygons,
-    pasted at the rounded box.
+    """Draw one of VCR's regions, (height, width) bool: the centers of a grid over the box that lie inside one of the
+    polygons, pasted at the rounded box.
 
     Args:
         box: x1, y1, x2, y2 and possibly a confidence, in pixels.
-        polygons: each a list of `[x, y]` in pixels of the picture.
+        polygons: each a list of `[x, y]` in pixels of the image.
 
     Raises:
-        ValueError: for a box far outside of every picture.
+        ValueError: for a box far outside of every image.
     """
     if not all(abs(value) < MAX_COORDINATE for value in box[:4]):
-        raise ValueError(f"A box at {list(box[:4])}: expected pixels of the picture.")
+        raise ValueError(f"A box at {list(box[:4])}: expected pixels of the image.")
     left, top, right, bottom = (round(value) for value in box[:4])
     columns, rows = max(right - left, 0), max(bottom - top, 0)
     x = box[0] + (np.arange(columns) + 0.5) / max(columns, 1) * (box[2] - box[0])
@@ -84,7 +84,7 @@ def vcr_mask(box: Sequence[float], polygons: Sequence[Any], height: int, width: 
 
 
 def _points_inside(polygon: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Even-odd rule: count the edges that a ray to the right crosses."""
+    """Apply the even-odd rule: count the edges that a ray to the right crosses."""
     inside = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
     for (ax, ay), (bx, by) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         if ay != by:
@@ -93,7 +93,7 @@ def _points_inside(polygon: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndar
 
 
 def box_mask(box: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Box x1, y1, x2, y2 in pixels -> (height, width) bool."""
+    """Draw a box x1, y1, x2, y2 in pixels, (height, width) bool."""
     left, top, right, bottom = scaled_box(box, (width, height), (width, height))
     mask = np.zeros((height, width), bool)
     mask[top:bottom, left:right] = True
@@ -103,10 +103,10 @@ def box_mask(box: Sequence[float], height: int, width: int) -> np.ndarray:
 def scaled_box(
     box: Sequence[float], size: tuple[int, int], grid: tuple[int, int], flip: bool = False
 ) -> tuple[int, int, int, int]:
-    """A box on another grid, truncated to whole numbers.
+    """Scale a box to another grid, truncated to whole numbers.
 
     Args:
-        box: x1, y1, x2, y2 on a picture of `size` (width, height); clipped to it.
+        box: x1, y1, x2, y2 on an image of `size` (width, height); clipped to it.
         grid: (width, height) of the result; 999 x 999 for coordinates in text.
         flip: mirror it left to right.
     """

@@ -24,7 +24,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_pickle(file: Path) -> Any:
-    """Content of a pickle of plain data; text of Python 2 is taken as latin-1.
+    """Read a pickle of plain data; text of Python 2 is taken as latin-1.
 
     Raises:
         ValueError: if it holds anything else, or is broken.
@@ -32,7 +32,7 @@ def load_pickle(file: Path) -> Any:
     try:
         with open(file, "rb") as stream:
             return _PlainUnpickler(stream, encoding="latin1").load()
-    # the errors of a broken pickle are those of whatever its bytes make the machine do
+    # a broken pickle raises whatever its bytes lead to
     except (pickle.UnpicklingError, EOFError, MemoryError, RecursionError, ArithmeticError) as error:
         raise ValueError(f"The pickle {file} is not read: {error or type(error).__name__}.") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -47,6 +47,7 @@ def convert(file: Path) -> Path:
 
 
 def main() -> None:
+    """Convert the given files."""
     parser = argparse.ArgumentParser(description="Converts pickles of plain data to JSON, without running them.")
     parser.add_argument("files", nargs="+", type=Path)
     for file in parser.parse_args().files:

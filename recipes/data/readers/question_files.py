@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json, row_name
-from recipes.data.readers.questions import ONE_WORD_REQUEST, question_messages
-from recipes.data.readers.reader import BadSample, Skip
+from recipes.data.readers.questions import question_messages
+from recipes.prompts import ONE_WORD_REQUEST
 
 
 class QuestionFileReader(RowReader):
-    """Rows of one picture, one question and its answers, of which one is drawn: those that more people gave more often.
+    """Rows of one image, one question and its answers, of which one is drawn: those that more people gave more often.
 
     Args:
         shards, image_token, reserved: see `AnnotationReader`.
@@ -35,10 +36,10 @@ class QuestionFileReader(RowReader):
 
     @abstractmethod
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
-        """Question, answers, and the names its picture may have."""
+        """Return question, answers, and the names its image may have."""
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue."""
+        """Return one dialogue."""
         question, answers, names = self.question(row)
         if not answers:
             raise BadSample("question without answer", key)
@@ -60,7 +61,7 @@ class TextVqaReader(QuestionFileReader):
     image_folders = ("train_images", "textvqa/train_images", "images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All questions."""
+        """Return all questions."""
         return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard)["data"])]
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
@@ -70,12 +71,12 @@ class TextVqaReader(QuestionFileReader):
 
 class AokVqaReader(QuestionFileReader):
     """`aokvqa_v1p0_train.json`: `[{image_id, image?, question_id, question, direct_answers: [10 str]}]`; `image` is a path,
-    without it the picture is `train2017/%012d.jpg`."""
+    without it the image is `train2017/%012d.jpg`."""
 
     image_folders = ("", "images", "coco", "coco/images")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All questions."""
+        """Return all questions."""
         return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard))]
 
     def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
@@ -91,7 +92,7 @@ class GqaReader(QuestionFileReader):
     image_folders = ("images", "gqa/images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All questions."""
+        """Return all questions."""
         file = load_json(shard)
         if isinstance(file, dict):
             return list(file.items())
@@ -104,12 +105,12 @@ class GqaReader(QuestionFileReader):
 
 class OcrVqaReader(QuestionFileReader):
     """OCR-VQA's `dataset.json`: a dict by id of `{imageURL, questions: [], answers: [], split}`; split 1 (training), one
-    sample per question; pictures `images/<id><extension of imageURL>`."""
+    sample per question; images `images/<id><extension of imageURL>`."""
 
     image_folders = ("images", "ocr_vqa/images", "")
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """All training questions."""
+        """Return all training questions."""
         found: list[tuple[Any, Any]] = []
         for book, row in load_json(shard).items():
             try:
@@ -118,7 +119,7 @@ class OcrVqaReader(QuestionFileReader):
                 name = f"{book}{Path(row['imageURL']).suffix}"
                 pairs = list(zip(row["questions"], row["answers"], strict=True))
             except (KeyError, TypeError, ValueError):
-                found.append((book, row))  # `question` takes no such row
+                found.append((book, row))  # `question` refuses it
                 continue
             found += [(f"{book}.{index}", (name, *pair)) for index, pair in enumerate(pairs)]
         return found

@@ -12,14 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recipes.data.readers.reader import BadSample, Entry, Reader, Skip, open_image, parse_json, remove_reserved
-
-# The original trains without the request and evaluates with it. Training on both forms keeps the two from drifting apart.
-ONE_WORD_REQUEST = " Please provide an accurate answer within one word."
+from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
+from recipes.prompts import ANSWER_BEGIN, ONE_WORD_REQUEST, QUESTION_REQUEST
 
 
 class QuestionReader(Reader):
-    """Questions about whole pictures with one answer each.
+    """Questions about whole images with one answer each.
 
     Args:
         shards: question files `*_questions.json`; `{questions: [{image_id, question_id, question}]}`. The answers lie
@@ -44,7 +43,7 @@ class QuestionReader(Reader):
             annotation_file(shard)
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Questions with their answer and picture file, keyed `<file>:<question_id>`."""
+        """Read questions with their answer and image folder, keyed `<file>:<question_id>`."""
         annotations = annotation_file(shard)
         try:
             given = _rows(annotations, "annotations")
@@ -59,8 +58,8 @@ class QuestionReader(Reader):
             answer = answers.get(name) if isinstance(name, (int, str)) else None
             yield Entry(index, 0, key, {"row": row, "answer": answer, "images": images})
 
-    def record(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue: the picture and question, and the (most frequent, else first) answer."""
+    def make_sample(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
+        """Return one dialogue: the image and question, and the (most frequent, else first) answer."""
         row, answered = payload["row"], payload["answer"]
         if not isinstance(row, dict):
             raise BadSample("question of another layout", key)
@@ -86,18 +85,18 @@ class QuestionReader(Reader):
 
 
 def question_messages(question: str, answer: str) -> list[dict[str, Any]]:
-    """The dialogue of section 1.5 for one question about one picture."""
+    """Return the dialogue of section 1.5 for one question about one image."""
     user = [
-        {"type": "text", "text": "Based on the image, please answer the question. "},
+        {"type": "text", "text": QUESTION_REQUEST},
         {"type": "image"},
         {"type": "text", "text": question},
     ]
-    assistant = [{"type": "text", "text": f"The answer is {answer}"}]
+    assistant = [{"type": "text", "text": f"{ANSWER_BEGIN} {answer}"}]
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
 def annotation_file(questions: Path) -> Path:
-    """The annotation file that belongs to a question file.
+    """Find the annotation file that belongs to a question file.
 
     Raises:
         ValueError: if there is none.
@@ -110,7 +109,7 @@ def annotation_file(questions: Path) -> Path:
 
 
 def image_folder(questions: Path) -> Path:
-    """`<split>` or `images` beside the question file, with the split taken from the file's name.
+    """Find `<split>` or `images` beside the question file, with the split taken from the file's name.
 
     Raises:
         ValueError: if there is none.
@@ -129,13 +128,13 @@ def image_folder(questions: Path) -> Path:
 
 @lru_cache(maxsize=8)
 def _prefix(folder: Path) -> str:
-    """What the picture files of a folder have before the number, e.g. `COCO_train2014_`."""
+    """Return what the image files of a folder have before the number, e.g. `COCO_train2014_`."""
     first = next((file for file in sorted(folder.iterdir()) if re.search(r"\d{12}\.jpg$", file.name)), None)
     return re.sub(r"\d{12}\.jpg$", "", first.name) if first else f"COCO_{folder.name}_"
 
 
 def image_file(folder: Path, image_id: int | str) -> Path:
-    """COCO's file name for an image number; other ids are taken as file stems."""
+    """Return COCO's file name for an image number; other ids are taken as file stems."""
     if isinstance(image_id, int) or str(image_id).isdigit():
         return folder / f"{_prefix(folder)}{int(image_id):012d}.jpg"
     return folder / f"{Path(str(image_id)).name}.jpg"  # no path out of the folder

@@ -9,28 +9,27 @@ import re
 from pathlib import Path
 from typing import Any
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import LineReader, load_json, row_name
 from recipes.data.readers.masks import vcr_mask
-from recipes.data.readers.reader import BadSample, Skip
 from recipes.data.readers.regions import (
-    INSTRUCTIONS,
     MAX_REGIONS,
     RegionReader,
+    as_stored,
     check_size,
     region_mask,
-    region_record,
-    upright,
+    region_sample,
 )
 from recipes.data.samples import IMAGE, Piece, content, dialogue
-
-REASON_REQUESTS = ("Why?", "Why do you think so?", "What is the reason?", "How can you tell?")
+from recipes.prompts import DETAIL_REQUEST, REASON_REQUESTS, REGION_INSTRUCTIONS, REGION_NAME
 
 
 def list_regions(number: int) -> list[Piece]:
-    """`<ref>region1</ref> <image>, <ref>region2</ref> <image>. ` as pieces of a message."""
+    """Return `<ref>region1</ref> <image>, <ref>region2</ref> <image>. ` as pieces of
+    a message."""
     pieces: list[Piece] = []
     for index in range(1, number + 1):
-        pieces += [f"<ref>region{index}</ref> ", IMAGE, ", " if index < number else ". "]
+        pieces += [REGION_NAME.format(number=index), IMAGE, ", " if index < number else ". "]
     return pieces
 
 
@@ -39,28 +38,28 @@ class VcrReader(LineReader):
 
     Two rounds: the question with all objects listed and marked, and the reason. A number n in the text becomes
     "<class> at region<n>"; numbers and regions both count from 1 (the release takes the class of number n from 0, so
-    that the two disagree). Pictures with more than `MAX_REGIONS` objects are left out.
+    that the two disagree). Images with more than `MAX_REGIONS` objects are left out.
     """
 
     image_folders = ("vcr1images", "")
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One dialogue; None for too many objects."""
+        """Return one dialogue; None for too many objects."""
         objects = row["objects"]
         if not 0 < len(objects) <= MAX_REGIONS:
             return None
         question, answer, reason = (
-            self._naming(self.clean(row[f"{part}_orig"]), objects, key) for part in ("question", "answer", "rationale")
+            self._naming(self.clean(row[f"{name}_orig"]), objects, key) for name in ("question", "answer", "rationale")
         )
-        picture = upright(self.image(folder, row["img_fn"]))
+        image = as_stored(self.image(folder, row["img_fn"]))
         metadata = load_json(self.find(folder, row["metadata_fn"]))
         pairs = zip(metadata["boxes"], metadata["segms"], strict=True)
-        masks = [vcr_mask(box, polygons, picture.height, picture.width) for box, polygons in pairs]
+        masks = [vcr_mask(box, polygons, image.height, image.width) for box, polygons in pairs]
         if len(masks) != len(objects):
             raise BadSample("objects and metadata differ in number", key)
-        first = content(IMAGE, f" {INSTRUCTIONS['phrases']} ", *list_regions(len(masks)), question)
+        first = content(IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ", *list_regions(len(masks)), question)
         messages = dialogue((first, answer), (content(rng.choice(REASON_REQUESTS)), reason))
-        return region_record(key, messages, picture, masks)
+        return region_sample(key, messages, image, masks)
 
     @staticmethod
     def _naming(text: str, objects: list[str], key: str) -> str:
@@ -82,24 +81,24 @@ class OspreyReader(RegionReader):
     """
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per record."""
+        """Return one row per image."""
         rows = enumerate(load_json(shard))
         return [(row.get("id", i) if isinstance(row, dict) else row_name(row, "id", i), row) for i, row in rows]
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """One dialogue."""
+        """Return one dialogue."""
         regions = row["annotation"]
         turns = row.get("conversations")
         if turns is not None and len(regions) > MAX_REGIONS:
             return None
-        picture = upright(self.image(folder, row["file_name"]))
-        check_size(picture, row, key)
-        masks = [region_mask(region["segmentation"], picture, f"{key}/{i}", skip) for i, region in enumerate(regions)]
+        image = as_stored(self.image(folder, row["file_name"]))
+        check_size(image, row, key)
+        masks = [region_mask(region["segmentation"], image, f"{key}/{i}", skip) for i, region in enumerate(regions)]
         if turns is not None:
             if any(mask is None for mask in masks) or not masks:
                 raise BadSample("conversation about an unusable region", key)
-            first = (IMAGE, f" {INSTRUCTIONS['phrases']} ", *list_regions(len(masks)))
-            return region_record(key, dialogue(*self._rounds(turns, first)), picture, masks)
+            first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ", *list_regions(len(masks)))
+            return region_sample(key, dialogue(*self._rounds(turns, first)), image, masks)
         given = row["description"] if isinstance(row["description"], list) else [row["description"]]
         pairs = [(mask, text) for mask, text in zip(masks, given, strict=True) if mask is not None]
         if not pairs:
@@ -108,10 +107,10 @@ class OspreyReader(RegionReader):
         pairs = pairs[:MAX_REGIONS]
         rounds = []
         for number, (_, text) in enumerate(pairs):
-            first = (IMAGE, f" {INSTRUCTIONS['phrases']} ") if number == 0 else ()
-            request = " Describe this region in detail."
+            first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ") if number == 0 else ()
+            request = DETAIL_REQUEST
             rounds.append((content(*first, IMAGE, request), re.sub(r"^<region\d+>:\s*", "", self.clean(text))))
-        return region_record(key, dialogue(*rounds), picture, [mask for mask, _ in pairs])
+        return region_sample(key, dialogue(*rounds), image, [mask for mask, _ in pairs])
 
     def _rounds(self, turns: list[dict[str, str]], first: tuple[Piece, ...]) -> list[tuple[list[dict[str, Any]], str]]:
         said = [re.sub(r"<(region\d+)>", r"\1", self.clean(turn["value"])) for turn in turns]

@@ -12,37 +12,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json
 from recipes.data.readers.masks import decode_segmentation
-from recipes.data.readers.reader import BadSample, Skip
 from recipes.data.samples import IMAGE, content, dialogue
+from recipes.prompts import REGION_INSTRUCTIONS, REGION_REQUESTS
 
 MAX_REGIONS = 15
-# What the first turn asks for, by kind of data. Ours; the release has instructions of the same sense.
-INSTRUCTIONS = {
-    "category": "Name the category of each marked region, in one or two words.",
-    "part": "Name the object and the part of it that each marked region shows. The classes are: {classes}.",
-    "refcoco": "Describe the marked region so that it can be told from others: what it is, where it is and what it "
-    "looks like.",
-    "refcoco+": "Describe the marked region by what it looks like and how it stands to others, without saying where in "
-    "the picture it is.",
-    "phrases": "Here is an overview of the picture. Some of its regions are marked in the following.",
-}
-REQUESTS = (
-    "Give a short description of this region.",
-    "What is shown here?",
-    "Describe the marked part in a few words.",
-    "What can be seen in this region?",
-    "Say briefly what this region contains.",
-    "Caption this region.",
-)
 
 
 class RegionReader(RowReader):
-    """Pictures with masked regions and a name, expression or phrase for each: one round per region.
+    """Images with masked regions and a name, expression or phrase for each: one round per region.
 
-    The first turn holds the whole picture and an instruction; each turn holds the picture again, with the mask of its
-    region. At most `MAX_REGIONS` regions of a picture, in random order. Crowds (`iscrowd`) are left out.
+    The first turn holds the whole image and an instruction; each turn holds the image again, with the mask of its
+    region. At most `MAX_REGIONS` regions of an image, in random order. Crowds (`iscrowd`) are left out.
     """
 
     image_folders = (
@@ -51,7 +34,7 @@ class RegionReader(RowReader):
     )
 
     def rows(self, shard: Path) -> list[tuple[str, Any]]:
-        """One row per image record that has annotations."""
+        """Return one row per image that has annotations."""
         file = load_json(shard)
         given = [row for row in file.get("categories", ()) if isinstance(row, dict)]
         categories = {row["id"]: row["name"] for row in given if {"id", "name"} <= row.keys()}
@@ -64,41 +47,41 @@ class RegionReader(RowReader):
         found = []
         for index, row in enumerate(file["images"]):
             number = row.get("id") if isinstance(row, dict) else None
-            if number is None or number in regions:  # without a number: `build` tells what is wrong
+            if number is None or number in regions:  # without an id: `build` tells what is wrong
                 name = f"row {index}" if number is None else number
                 found.append((name, {"image": row, "regions": regions.get(number, []), **shared}))
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
-        """One dialogue."""
+        """Return one dialogue."""
         about, names = row["image"], row["categories"]
         regions = [region for region in row["regions"] if not region.get("iscrowd")]
         rng.shuffle(regions)
-        picture = upright(self.image(folder, about["file_name"]))
-        check_size(picture, about, key)
+        image = as_stored(self.image(folder, about["file_name"]))
+        check_size(image, about, key)
         masks, answers = [], []
         for region in regions[:MAX_REGIONS]:
             name = f"{key}/{region['id']}"
-            if (mask := region_mask(region["segmentation"], picture, name, skip)) is None:
+            if (mask := region_mask(region["segmentation"], image, name, skip)) is None:
                 continue
             said = region.get("caption") or about.get("caption") or names[region["category_id"]]
             masks.append(mask)
             answers.append(self.clean(said.replace(":", " ") if row["kind"] == "part" else said))
         if not masks:
             raise BadSample("image without a usable region", key)
-        instruction = INSTRUCTIONS[row["kind"]]
+        instruction = REGION_INSTRUCTIONS[row["kind"]]
         if row["kind"] == "part":
             instruction = instruction.format(classes=", ".join(sorted(n.replace(":", " ") for n in names.values())))
         first = (IMAGE, f" {instruction} ")
         rounds = []
         for number, answer in enumerate(answers):
-            request = f" {rng.choice(REQUESTS)}" if row["kind"] == "phrases" else ""
+            request = f" {rng.choice(REGION_REQUESTS)}" if row["kind"] == "phrases" else ""
             rounds.append((content(*(first if number == 0 else ()), IMAGE, request), answer))
-        return region_record(key, dialogue(*rounds), picture, masks)
+        return region_sample(key, dialogue(*rounds), image, masks)
 
 
 def region_kind(file_name: str) -> str:
-    """Kind of data by the file's name, a key of `INSTRUCTIONS`."""
+    """Return the kind of data that the file's name tells, a key of `REGION_INSTRUCTIONS`."""
     name = file_name.lower()
     if "refcoco" in name:
         return "refcoco+" if any(mark in name for mark in ("refcoco+", "refcocop", "refcoco_plus")) else "refcoco"
@@ -107,23 +90,23 @@ def region_kind(file_name: str) -> str:
     return "part" if "part" in name else "category"
 
 
-def region_record(
-    key: str, messages: list[dict[str, Any]], picture: Image.Image, masks: list[np.ndarray | None]
+def region_sample(
+    key: str, messages: list[dict[str, Any]], image: Image.Image, masks: list[np.ndarray | None]
 ) -> dict[str, Any]:
-    """The whole picture, then the same picture once for each mask."""
+    """Return a sample of the whole image, then the same image once for each mask."""
     return {
         "messages": messages,
-        "images": [picture] * (1 + len(masks)),
+        "images": [image] * (1 + len(masks)),
         "region_masks": [None, *masks],
         "mode": "image_to_text",
         "id": key,
     }
 
 
-def region_mask(segmentation: Any, picture: Image.Image, name: str, skip: Skip) -> np.ndarray | None:
-    """(H, W) bool, or None (noted by `skip`) where it is broken, empty or of another size than its picture."""
+def region_mask(segmentation: Any, image: Image.Image, name: str, skip: Skip) -> np.ndarray | None:
+    """Return a mask, (H, W) bool, or None (noted by `skip`) if it is broken, empty or of another size than its image."""
     try:
-        mask = decode_segmentation(segmentation, picture.height, picture.width)
+        mask = decode_segmentation(segmentation, image.height, image.width)
     except (ValueError, KeyError, TypeError, OverflowError):
         skip("broken mask", name)
         return None
@@ -133,15 +116,15 @@ def region_mask(segmentation: Any, picture: Image.Image, name: str, skip: Skip) 
     return mask
 
 
-def check_size(picture: Image.Image, about: dict[str, Any] | None, key: str) -> None:
-    """Refuses a picture that was resized after its boxes and masks were drawn. Records without a size pass."""
+def check_size(image: Image.Image, about: dict[str, Any] | None, key: str) -> None:
+    """Refuse an image that was resized after its boxes and masks were drawn. Annotations without a size pass."""
     about = about or {}
-    for name, size in (("width", picture.width), ("height", picture.height)):
+    for name, size in (("width", image.width), ("height", image.height)):
         if about.get(name) is not None and about[name] != size:
-            raise BadSample("picture of another size than its record", key)
+            raise BadSample("image of another size than its annotations say", key)
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture as its pixels lie: masks are drawn on those, whatever its EXIF orientation says."""
-    picture.info.clear()
-    return picture
+def as_stored(image: Image.Image) -> Image.Image:
+    """Return the image as its pixels are stored: masks are drawn on those, whatever its EXIF orientation says."""
+    image.info.clear()
+    return image

@@ -1,7 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Rows of `datasets`, from local files or the Hub, streamed: interleaved documents, chats, questions, captions.
 
-A row is told by its columns:
+The columns tell what a row is:
 
 | columns | as in | becomes |
 |---|---|---|
@@ -11,7 +11,7 @@ A row is told by its columns:
 | `question`, `image`, an answer column | lmms-lab's VQA sets | a dialogue |
 | `image`, `caption` | | a caption in one of `captions.FORMS` |
 
-Pictures are bytes, paths (relative to the file), or what the Image feature stores; they are opened one by one, so that a
+Images are bytes, paths (relative to the file), or what the Image feature stores; they are opened one by one, so that a
 broken one is skipped and the stream goes on.
 """
 
@@ -24,20 +24,12 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from recipes.data.readers.captions import caption_record, form_suffix
+from recipes.data.faults import BadSample, DataError, Skip
+from recipes.data.readers.captions import caption_sample, form_suffix
 from recipes.data.readers.files import read_lines
 from recipes.data.readers.interleaved import keep_some, spaces_removed
 from recipes.data.readers.questions import question_messages
-from recipes.data.readers.reader import (
-    BadSample,
-    DataError,
-    Entry,
-    Reader,
-    Skip,
-    open_image,
-    parse_json,
-    remove_reserved,
-)
+from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
 from recipes.data.samples import around_images, dialogue
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
@@ -61,7 +53,7 @@ class DatasetReader(Reader):
         shards: parquet, arrow or jsonl files, or those of `open_hub`.
         image_token, reserved: special tokens that are taken out of all text.
         form: one of `captions.FORMS`, for captions.
-        max_images: most pictures of a document.
+        max_images: most images of a document.
 
     Raises:
         DataError: if the first row has none of the known sets of columns.
@@ -87,7 +79,7 @@ class DatasetReader(Reader):
             self.kind = "dialogue"
 
     def _first_row(self) -> dict[str, Any]:
-        """The first row of all that can be read; {} if there is none. Raises DataError if nothing can be read."""
+        """Return the first row that can be read; {} if there are no rows. Raises DataError if none can be read."""
         fault = None
         for shard in self.shards:
             try:
@@ -122,10 +114,10 @@ class DatasetReader(Reader):
         )
 
     def entries(self, shard: Path | HubShard, number: int = 0, offset: int = 0) -> Iterator[Entry]:
-        """Rows keyed `<file>:<row number from 1>`, pictures undecoded; lines of `*.jsonl` unparsed."""
+        """Read rows, keyed `<file>:<row number from 1>`, images undecoded; lines of `*.jsonl` unparsed."""
         folder = shard.parent if isinstance(shard, Path) else Path()
         if isinstance(shard, Path) and shard.suffix == ".jsonl":
-            # Not through `datasets`, whose JSON reader ends at a broken line, and joins columns of several forms as text.
+            # Not through `datasets`: its JSON reader ends at a broken line, and turns columns of mixed types into text.
             for entry in read_lines(shard, number, offset):
                 yield entry._replace(payload=(folder, entry.payload))
             return
@@ -138,10 +130,10 @@ class DatasetReader(Reader):
         except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
             raise BadSample("unreadable data file", shard.name) from error
 
-    def record(
+    def make_sample(
         self, key: str, payload: tuple[Path, dict[str, Any]], rng: random.Random, skip: Skip
     ) -> dict[str, Any] | None:
-        """One sample; None for a document without a picture."""
+        """Return one sample; None for a document without an image."""
         folder, row = payload
         row = self._row(row, key)
         try:
@@ -156,7 +148,7 @@ class DatasetReader(Reader):
             caption = self._clean(row["caption"]).lower()
             if not caption:
                 raise BadSample("image without caption", key)
-            return caption_record(
+            return caption_sample(
                 key, caption, self._image(row["image"], folder, key), self.form, rng, self.image_token
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -198,7 +190,7 @@ class DatasetReader(Reader):
     def _chat(self, key: str, row: dict[str, Any], folder: Path) -> dict[str, Any]:
         given = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
         images = [self._image(image, folder, f"{key}/{index}") for index, image in enumerate(given)]
-        messages = [{"role": turn["role"], "content": self._parts(turn["content"])} for turn in row["messages"]]
+        messages = [{"role": turn["role"], "content": self._items(turn["content"])} for turn in row["messages"]]
         roles = [message["role"] for message in messages]
         if (
             not roles
@@ -207,13 +199,13 @@ class DatasetReader(Reader):
             or set(roles) - {"system", "user", "assistant"}
         ):
             raise BadSample("chat without a user's turn, without an answer at its end, or of other roles", key)
-        marked = sum(part["type"] == "image" for message in messages for part in message["content"])
+        marked = sum(item["type"] == "image" for message in messages for item in message["content"])
         if not marked and images:  # TRL's rule: they stand before what the user says first
             first = next(message for message in messages if message["role"] == "user")
             first["content"] = [{"type": "image"}] * len(images) + first["content"]
         elif marked != len(images):
             raise BadSample("images and their places differ in number", key)
-        drawn = any(p["type"] == "image" for m in messages if m["role"] == "assistant" for p in m["content"])
+        drawn = any(i["type"] == "image" for m in messages if m["role"] == "assistant" for i in m["content"])
         return {
             "messages": messages,
             "images": images,
@@ -221,16 +213,16 @@ class DatasetReader(Reader):
             "id": key,
         }
 
-    def _parts(self, said: Any) -> list[dict[str, Any]]:
+    def _items(self, said: Any) -> list[dict[str, Any]]:
         if isinstance(said, str):
             cleaned = remove_reserved(said, self.reserved[1:])
             return around_images(cleaned, self.image_token)
-        # rows of one schema carry every key in every part
+        # rows of one schema carry every key in every item
         return [
             {"type": "image"}
-            if part["type"] == "image"
-            else {"type": "text", "text": remove_reserved(part["text"], self.reserved)}
-            for part in said
+            if item["type"] == "image"
+            else {"type": "text", "text": remove_reserved(item["text"], self.reserved)}
+            for item in said
         ]
 
     def _question(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
@@ -260,7 +252,7 @@ class DatasetReader(Reader):
 
 
 def open_hub(data: str) -> list[HubShard]:
-    """The files of `hub:<owner>/<name>[:<configuration>[:<split>]]`, split train by default."""
+    """Return the files of `hub:<owner>/<name>[:<configuration>[:<split>]]`, split train by default."""
     name, configuration, split, *_ = *data.removeprefix(HUB).split(":"), None, None
     dataset = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
     return [HubShard(f"{name}/{index:05d}", index, dataset) for index in range(dataset.num_shards)]
@@ -276,7 +268,7 @@ def _opened(shard: Path | HubShard) -> datasets.IterableDataset:
 
 
 def _undecoded(feature: Any) -> Any:
-    """Features in which pictures stay what they are stored as, to be opened one by one."""
+    """Return features in which images stay as they are stored, to be opened one by one."""
     if isinstance(feature, datasets.Image):
         return datasets.Image(decode=False)
     if isinstance(feature, dict):

@@ -1,169 +1,26 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Readers -> one endless stream of samples per process, whose position is part of a checkpoint."""
+"""Several sources -> one endless stream of samples per process, whose position is part of a checkpoint."""
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers import ProcessorMixin
 
-from processing import DeemDataCollator
-from recipes.data.readers.reader import BadSample, DataError, DataReport, Reader
-from recipes.data.samples import released_dialogue
-from recipes.data.stream.concatenating import Concatenation, Concatenator
-from recipes.data.stream.mixing import Mixture
-from recipes.data.stream.packing import Packer, Packing, group_captions, limit_caption
-from recipes.data.stream.shuffling import Place, RecordStream
+from recipes.data.faults import DataError, DataReport
+from recipes.data.stream.concatenation import Concatenation
+from recipes.data.stream.mixture import Mixture
+from recipes.data.stream.shuffle import Place
+from recipes.data.stream.source_stream import PlacedSample, Source, SourceStream
 
 POSITION = "position"  # key of a sample, and of a batch, under which its position travels
 
 
-@dataclass(frozen=True)
-class Source:
-    """One reader and what becomes of its records; see `DataArguments`.
-
-    With `packing`, documents and captions are tokenized and packed, dialogues put one behind the other; without, records
-    are given as they are.
-    """
-
-    reader: Reader
-    processor: ProcessorMixin
-    seed: int
-    shuffle_buffer: int
-    packing: Packing | Concatenation | None = None
-    max_skipped: float = 1.0
-    flip: bool = False
-    max_length: int = 0
-    released_template: bool = False
-    group_prob: float = 0.0
-
-    def finish(self, record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-        """What is done to each record, whatever its format; with `packing` it becomes a document for that.
-
-        Raises:
-            BadSample: if nothing can be made of it.
-        """
-        if self.flip:
-            record = flip_images(record, rng)
-        if self.max_length:
-            record = limit_rounds(record, self.processor, self.max_length)
-        if self.released_template and "messages" in record:
-            record = released_dialogue(record, self.processor.image_token, self.processor.tokenizer.eos_token)
-        return record if self.packing is None else self._document(record)
-
-    def _document(self, record: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(self.packing, Concatenation):
-            encoded = DeemDataCollator(self.processor, return_targets=False).encode(record)
-            return {"record": record, "tokens": len(encoded["input_ids"])}
-        document = tokenize(record, self.processor)
-        if document["input_ids"].count(self.packing.start_of_image_token_id) != len(document["images"]):
-            raise BadSample("images and their places differ in number", record["id"])
-        if self.packing.level == "sample":
-            document["input_ids"] = limit_caption(document["input_ids"], self.packing)
-        return document
-
-
-class Item(NamedTuple):
-    """A sample, and where it can be found again: the pass over its source and the place in it (None if packed)."""
-
-    source: "SourceStream"
-    epoch: int
-    place: Place | None
-    sample: dict[str, Any]
-
-
-class SourceStream:
-    """The passes of one process over a source. Iterating goes on with an unfinished pass, or starts the next; each pass
-    has an order of its own."""
-
-    def __init__(self, source: Source, report: DataReport, part: tuple[int, int]) -> None:
-        self.source, self.report, self.part = source, report, part
-        self.epoch = 0
-        self.records: RecordStream | None = None
-        self.packer: Packer | Concatenator | None = None
-
-    def __str__(self) -> str:
-        return self.source.reader.name
-
-    def __iter__(self) -> Iterator[Item]:
-        if self.records is None:
-            self._begin()
-        if self.packer is None:
-            for place, record in self.records:
-                yield Item(self, self.epoch, place, record)
-        else:
-            yield from map(self._grouped, self.packer.sequences())  # a resumed pass may hold some
-            for place, document in self.records:
-                self.packer.add(document, place)
-                yield from map(self._grouped, self.packer.sequences())
-        self.restart()
-
-    def restart(self) -> None:
-        """Leave the present pass, if there is one; the next iteration starts another."""
-        if self.records is not None:
-            self.records, self.packer, self.epoch = None, None, self.epoch + 1
-
-    def _begin(self) -> None:
-        self.records = self._pass(self.epoch)
-        packing = self.source.packing
-        kind = Concatenator if isinstance(packing, Concatenation) else Packer
-        self.packer = None if packing is None else kind(packing)
-
-    def _pass(self, epoch: int) -> RecordStream:
-        source = self.source
-        return RecordStream(
-            source.reader,
-            self.report,
-            source.seed,
-            epoch,
-            source.shuffle_buffer,
-            self.part,
-            source.max_skipped,
-            source.finish,
-        )
-
-    def again(self, epoch: int, places: list[Place]) -> list[Item]:
-        """Unpacked samples that a pass has given before. Raises DataError if the data has changed."""
-        records = self._pass(epoch).again(places)
-        return [Item(self, epoch, place, records[place]) for place in places]
-
-    def _grouped(self, sequence: dict[str, Any]) -> Item:
-        source = self.source
-        rng = random.Random(f"{source.seed}/{self.epoch}/{sequence['id']}/group")
-        if rng.random() < source.group_prob:
-            eos = source.processor.tokenizer.eos_token_id
-            sequence = group_captions(sequence, rng.randint(2, 8), source.packing, eos)
-        return Item(self, self.epoch, None, sequence)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch, and the position in the present pass (None between two)."""
-        return {
-            "epoch": self.epoch,
-            "records": None if self.records is None else self.records.state_dict(),
-            "packer": None if self.packer is None else self.packer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved position. Raises DataError if the data is not that of the checkpoint."""
-        self.epoch = state["epoch"]
-        if state["records"] is None:
-            return
-        self._begin()
-        self.records.load_state_dict(state["records"])
-        if self.packer is not None:
-            places = [tuple(place) for place in state["packer"]["places"]]
-            documents = self.records.again(places)
-            self.packer.load_state_dict({**state["packer"], "places": places}, [documents[place] for place in places])
-
-
 class SampleStream:
-    """What one process or data worker reads: the sources mixed, endlessly, in micro-batches of one mode each.
+    """The samples of one process or data worker: all sources mixed, endlessly, in micro-batches of one mode each.
 
     A sample whose mode is not that of its neighbors is held back until a micro-batch of its mode is together, with
     others of its source, or of any source if one is drawn per sample.
@@ -171,18 +28,18 @@ class SampleStream:
     Args:
         dataset: sources and settings.
         report: receives what was read and skipped.
-        part: `(index, count)`: which of `count` streams this is.
+        share: `(index, count)`: which of `count` streams this is.
     """
 
-    def __init__(self, dataset: "MixedDataset", report: DataReport, part: tuple[int, int]) -> None:
-        self.dataset, self.report, self.part = dataset, report, part
-        self.sources = [SourceStream(source, report, part) for source in dataset.sources]
+    def __init__(self, dataset: "MixedDataset", report: DataReport, share: tuple[int, int]) -> None:
+        self.dataset, self.report, self.share = dataset, report, share
+        self.sources = [SourceStream(source, report, share) for source in dataset.sources]
         self.epoch = 0
         self.mixture = self._mixture()
-        self.held: list[Item] = []  # drawn, in this order, and not given yet
+        self.held: list[PlacedSample] = []  # drawn, in this order, and not given yet
 
     def _mixture(self) -> Mixture:
-        index, count = self.part
+        index, count = self.share
         generator = torch.Generator().manual_seed(self.dataset.seed + index + self.epoch * count)
         batch_size = 1 if self.dataset.per_sample else self.dataset.batch_size
         return Mixture(
@@ -190,7 +47,7 @@ class SampleStream:
         )
 
     def _account(self, index: int) -> str:
-        """What became of a source, for an error."""
+        """Return what became of a source, for the message of an error."""
         counts = self.report.to_dict().get(str(self.sources[index]), {"read": 0, "dropped_by_rule": 0, "skipped": {}})
         faults = sorted(counts["skipped"].items(), key=lambda fault: -fault[1]["count"])
         skipped = ", ".join(f"{fault['count']} x {reason} (e.g. {fault['examples'][0]})" for reason, fault in faults)
@@ -214,28 +71,28 @@ class SampleStream:
             self.mixture = self._mixture()
 
     def _whole_batches(self) -> Iterator[dict[str, Any]]:
-        """Give out what fills a micro-batch of one mode, first what was complete first."""
+        """Yield the micro-batches of one mode that are together, in the order in which they were completed."""
         while True:
-            kinds: dict[tuple[Any, str], list[Item]] = defaultdict(list)
-            for item in self.held:
-                mode = item.sample.get("mode") or "interleaved"  # as the collator has it
-                batch = kinds[None if self.dataset.per_sample else item.source, mode]
-                batch.append(item)
+            kinds: dict[tuple[Any, str], list[PlacedSample]] = defaultdict(list)
+            for placed in self.held:
+                mode = placed.sample.get("mode") or "interleaved"  # as the collator has it
+                batch = kinds[None if self.dataset.per_sample else placed.source, mode]
+                batch.append(placed)
                 if len(batch) == self.dataset.batch_size:
                     break
             else:
                 return
             given = set(map(id, batch))
-            self.held = [item for item in self.held if id(item) not in given]
-            yield from (item.sample for item in batch)
+            self.held = [placed for placed in self.held if id(placed) not in given]
+            yield from (placed.sample for placed in batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position between two micro-batches."""
+        """Return the position between two micro-batches."""
         return {
             "epoch": self.epoch,
             "mixture": self.mixture.state_dict(),
             "sources": [source.state_dict() for source in self.sources],
-            "held": [(self.sources.index(item.source), item.epoch, item.place) for item in self.held],
+            "held": [(self.sources.index(placed.source), placed.epoch, placed.place) for placed in self.held],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -246,16 +103,16 @@ class SampleStream:
         for source, position in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(position)
         held = [(index, epoch, tuple(place)) for index, epoch, place in state["held"]]
-        found: dict[tuple[int, int, Place], Item] = {}
+        found: dict[tuple[int, int, Place], PlacedSample] = {}
         for index, epoch in dict.fromkeys(at[:2] for at in held):
             places = [place for *at, place in held if at == [index, epoch]]
-            found |= {(index, epoch, item.place): item for item in self.sources[index].again(epoch, places)}
+            found |= {(index, epoch, placed.place): placed for placed in self.sources[index].again(epoch, places)}
         self.held = [found[at] for at in held]
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a data worker stands behind a micro-batch; travels with it to the training process.
+    """The position of a data worker after a micro-batch; it travels with that to the training process.
 
     `index` is that of its stream, `events` what it noted since its last micro-batch, `error` why it stopped.
     """
@@ -269,9 +126,9 @@ class Position:
 class MixedDataset(IterableDataset):
     """An endless stream of samples whose consecutive `batch_size` samples come from one source and have one mode.
 
-    Every process and every data worker reads a part of its own (see `RecordStream`). Iterating gives the same samples
-    each time, from the beginning, or from where `load_state_dict` says. What has been consumed is known to
-    `state_dict`: in the process itself that is what has been taken from the iterator; data workers read ahead, so their
+    Every process and every data worker reads a share of its own (see `ReaderPass`). Iterating gives the same samples
+    each time, from the beginning, or from where `load_state_dict` says. `state_dict` counts what has
+    been consumed: in the process itself that is what has been taken from the iterator; data workers read ahead, so their
     positions travel with the samples, `PositionCollator` hands them on, and the consumer gives them to `note`.
 
     Args:
@@ -279,7 +136,7 @@ class MixedDataset(IterableDataset):
         probabilities: one weight per source.
         batch_size: samples per micro-batch (the DataLoader's batch size).
         seed: seed of the draws.
-        stopping: what ends one pass over the mixture, after which the next begins (see `mixing.Mixture`).
+        stopping: what ends one pass over the mixture, after which the next begins (see `mixture.Mixture`).
         per_sample: draw a source for every sample instead of every micro-batch, which then mixes sources, not modes.
 
     Attributes:
@@ -303,7 +160,7 @@ class MixedDataset(IterableDataset):
         self.batch_size, self.seed, self.stopping, self.per_sample = batch_size, seed, stopping, per_sample
         dialogues = any(isinstance(source.packing, Concatenation) for source in sources)
         if per_sample and (dialogues or len({source.packing is None for source in sources}) > 1):
-            # what is packed cannot be found again one by one, so nothing of it may be held back in a saved position
+            # packed samples have no place of their own, so a saved position cannot hold one back
             raise ValueError(
                 "Packed dialogues, or packed beside unpacked sources, cannot be mixed per sample: give --data_mixing "
                 "micro_batch, or --pack_length 0."
@@ -314,7 +171,7 @@ class MixedDataset(IterableDataset):
         self.turn = 0  # the stream whose micro-batch comes next
         self.states: dict[int, dict[str, Any]] = {}
         self._live: SampleStream | None = None
-        SampleStream(self, self.report, (0, 1))  # bad settings show now, not at the first batch
+        SampleStream(self, self.report, (0, 1))  # raises for bad settings now, not at the first batch
 
     def set_process(self, index: int, count: int) -> None:
         """Say which of several training processes this is."""
@@ -327,7 +184,7 @@ class MixedDataset(IterableDataset):
             yield from self._live
             return
         index = (worker.id + self.turn) % worker.num_workers
-        report = DataReport(record_events=True)
+        report = DataReport(keep_events=True)
         try:
             stream = self._stream(index, worker.num_workers, report)
             for number, sample in enumerate(stream, start=1):
@@ -335,7 +192,7 @@ class MixedDataset(IterableDataset):
                     sample = {**sample, POSITION: Position(index, stream.state_dict(), report.take_events())}
                 yield sample
         except DataError as error:
-            # An exception of a worker would arrive wrapped in its traceback.
+            # An exception raised in a worker would arrive wrapped in its traceback.
             while True:
                 yield {POSITION: Position(index, None, report.take_events(), str(error))}
 
@@ -364,7 +221,7 @@ class MixedDataset(IterableDataset):
         self.turn = position.index + 1
 
     def state_dict(self, workers: int) -> dict[str, Any]:
-        """Position of this process after what has been consumed, plain data and tensors.
+        """Return the position of this process after what has been consumed, as plain data and tensors.
 
         Args:
             workers: number of data workers; 0 if the process reads itself.
@@ -379,8 +236,8 @@ class MixedDataset(IterableDataset):
         }
 
     def settings(self) -> dict[str, Any]:
-        """What a position is worth nothing without, by the option that sets it: one value if all sources have the same,
-        else one per source. Not `max_skipped`, which may be raised to go on."""
+        """Return the settings that a position depends on, by the option that sets each: one value if all sources have
+        the same, else one per source. `max_skipped` is none of them: it may be raised to go on."""
         of_source: dict[str, Callable[[Source], Any]] = {
             "shuffle_buffer": lambda source: source.shuffle_buffer,
             "pack_length": lambda source: source.packing.length if source.packing else 0,
@@ -440,59 +297,3 @@ class PositionCollator:
             return {POSITION: position}
         batch = self.collator([{k: v for k, v in sample.items() if k != POSITION} for sample in samples])
         return batch if position is None else {**batch, POSITION: position}
-
-
-def tokenize(record: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
-    """A text record -> a document for packing: bos, tokens with every picture expanded, eos."""
-    tokenizer = processor.tokenizer
-    input_ids = tokenizer(processor.expand_image_tokens(record["text"]), add_special_tokens=False)["input_ids"]
-    return {
-        "input_ids": [tokenizer.bos_token_id, *input_ids, tokenizer.eos_token_id],
-        "images": record["images"],
-        "id": record["id"],
-    }
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture as it is to be seen: turned as its EXIF data says, which then no longer says so."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def mirrored(image: Image.Image) -> Image.Image:
-    """Left and right exchanged. Upright first: with the tag kept, a picture lying on its side would be stood on its
-    head when the image processor turns it."""
-    return ImageOps.mirror(upright(image))
-
-
-def flip_images(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Mirror each picture with probability 0.5, before both of its sizes are made, so that they agree."""
-    return {**record, "images": [mirrored(image) if rng.random() < 0.5 else image for image in record["images"]]}
-
-
-def limit_rounds(record: dict[str, Any], processor: ProcessorMixin, max_length: int) -> dict[str, Any]:
-    """Leave out the last rounds of a dialogue, pictures included, until it fits into `max_length` tokens.
-
-    Raises:
-        BadSample: if not even the first round fits, or the record is no dialogue and does not fit.
-    """
-    messages = record.get("messages")
-    if messages is None:
-        if len(tokenize(record, processor)["input_ids"]) > max_length:
-            raise BadSample("longer than max_length", record["id"])
-        return record
-    ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
-    for end in reversed(ends):
-        kept = messages[:end]
-        text = processor.apply_chat_template(kept, tokenize=False)
-        ids = processor.tokenizer(processor.expand_image_tokens(text), add_special_tokens=False)["input_ids"]
-        if len(ids) <= max_length:
-            break
-    else:
-        raise BadSample("longer than max_length", record["id"])
-    if end == ends[-1]:
-        return record
-    parts = [part for message in kept if not isinstance(message["content"], str) for part in message["content"]]
-    number = sum(part["type"] == "image" for part in parts)
-    cut = {name: record[name][:number] for name in ("images", "region_masks") if record.get(name) is not None}
-    return {**record, "messages": kept, **cut}

@@ -24,7 +24,7 @@ class Packing:
         bos_token_id, start_of_image_token_id, image_token_id: ids of the three tokens a cut depends on.
         max_images: most images per sequence, -1 = no cap.
         level: what a cut must keep whole: `"image"` (interleaved documents: a document may go on in the next sequence)
-            or `"sample"` (captions: a picture and its caption stay together).
+            or `"sample"` (captions: an image and its caption stay together).
 
     Raises:
         ValueError: for an unknown level, a cap of 0, or a length that cannot hold bos and one image.
@@ -50,7 +50,7 @@ class Packing:
             )
 
     def cut(self, input_ids: list[int]) -> tuple[int, bool]:
-        """Where the first sequence of `input_ids` (at least `length` tokens) ends.
+        """Find where the first sequence of `input_ids` (at least `length` tokens) ends.
 
         Returns:
             The number of tokens of the sequence, always >= 1, and whether an image that did not fit was cut off.
@@ -75,7 +75,7 @@ class Packing:
         return starts[-1], True
 
     def document_starts(self, input_ids: list[int]) -> list[int]:
-        """For each image of `input_ids` the position of the latest bos strictly before it, 0 if there is none."""
+        """Return for each image of `input_ids` the position of the latest bos strictly before it, 0 if there is none."""
         starts, last_bos = [], 0
         for i, token in enumerate(input_ids):
             if token == self.bos_token_id:
@@ -95,7 +95,8 @@ class Packer:
         self.packing = packing
         self.tokens: list[int] = []
         self.images: list[tuple[Any, str]] = []  # (image, id of its document)
-        self.parts: deque[tuple[Any, int, int]] = deque()  # (place, tokens, images) of the documents these come from
+        # (place, tokens, images) of the documents these come from
+        self.documents: deque[tuple[Any, int, int]] = deque()
 
     def add(self, document: dict[str, Any], place: Any = None) -> None:
         """Append a document; `place` is where it can be found again.
@@ -111,7 +112,7 @@ class Packer:
             )
         self.tokens += document["input_ids"]
         self.images += [(image, document["id"]) for image in document["images"]]
-        self.parts.append((place, len(document["input_ids"]), num_units))
+        self.documents.append((place, len(document["input_ids"]), num_units))
 
     def sequences(self) -> Iterator[dict[str, Any]]:
         """Cut off all sequences that are full.
@@ -137,18 +138,18 @@ class Packer:
                 }
 
     def _forget(self) -> None:
-        """Leave out the documents of which nothing is left."""
-        tokens, images = (sum(part[i] for part in self.parts) for i in (1, 2))
-        while self.parts:
-            _, own_tokens, own_images = self.parts[0]
+        """Forget the documents of which nothing is left."""
+        tokens, images = (sum(document[i] for document in self.documents) for i in (1, 2))
+        while self.documents:
+            _, own_tokens, own_images = self.documents[0]
             tokens, images = tokens - own_tokens, images - own_images
             if tokens < len(self.tokens) or images < len(self.images):
                 break
-            self.parts.popleft()
+            self.documents.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the documents of the rest lie, and how much of them is left: the last tokens and the last images."""
-        places = [place for place, _, _ in self.parts]
+        """Return the places of the documents of the rest, and how many of their last tokens and images are left."""
+        places = [place for place, _, _ in self.documents]
         return {"places": places, "tokens": len(self.tokens), "images": len(self.images)}
 
     def load_state_dict(self, state: dict[str, Any], documents: list[dict[str, Any]]) -> None:
@@ -162,7 +163,7 @@ class Packer:
 def limit_caption(input_ids: list[int], packing: Packing) -> list[int]:
     """Shorten one caption document to `packing.length` tokens, keeping its image whole.
 
-    Picture first: the head stays. Text first: the head stays together with the image and eos at the end.
+    Image first: the head stays. Text first: the head stays together with the image and eos at the end.
     """
     if len(input_ids) <= packing.length:
         return input_ids

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Readers on files of the real layouts: exact text, order of pictures, what is skipped, counted and refused."""
+"""Readers on files of the real layouts: exact text, order of images, what is skipped, counted and refused."""
 
 import io
 import itertools
@@ -15,13 +15,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
+from recipes.data.faults import BadSample, DataReport
 from recipes.data.readers import reader as reading
-from recipes.data.readers.captions import CaptionReader, caption_record
+from recipes.data.readers.captions import CaptionReader, caption_sample
 from recipes.data.readers.interleaved import InterleavedReader, interleave
-from recipes.data.readers.questions import ONE_WORD_REQUEST, QuestionReader
-from recipes.data.readers.reader import BadSample, DataReport, open_image
+from recipes.data.readers.questions import QuestionReader
+from recipes.data.readers.reader import open_image
 from recipes.data.sources import DataArguments, build_dataset, find_files
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import ReaderPass
+from recipes.prompts import ONE_WORD_REQUEST
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training import defaults
@@ -46,8 +48,8 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 def read(reader, shuffle_buffer: int = 0, seed: int = 0, epoch: int = 0) -> tuple[list[dict], dict]:
     report = DataReport()
-    records = [record for _, record in RecordStream(reader, report, seed, epoch, shuffle_buffer)]
-    return records, report.to_dict().get(reader.name, {})
+    samples = [sample for _, sample in ReaderPass(reader, report, seed, epoch, shuffle_buffer)]
+    return samples, report.to_dict().get(reader.name, {})
 
 
 # ---- interleaved documents ----
@@ -67,14 +69,14 @@ def test_interleaved_text_equals_the_released_one():
     for case in vectors["laion"]:
         texts = set()
         for seed in range(9):
-            record = caption_record("x", case["caption"].lower(), None, "plain", random.Random(seed), "<image>")
-            texts.add(record["text"])
+            sample = caption_sample("x", case["caption"].lower(), None, "plain", random.Random(seed), "<image>")
+            texts.add(sample["text"])
         assert len(texts) == 2
         (text,) = (text for text in texts if text.startswith("<image>") == case["image_first"])
         assert text.replace("<image>", unit) + "</s>" == case["expected"]
 
 
-def test_pictures_follow_the_order_of_their_placeholders():
+def test_images_follow_the_order_of_their_placeholders():
     placed = [(0, False, "after a"), (0, True, "before b"), (0, False, "after c"), (1, True, "before d")]
     assert interleave(["x y.", "z."], placed, "<image>") == (
         "<image>x y.<image><image><image>z.",
@@ -85,7 +87,7 @@ def test_pictures_follow_the_order_of_their_placeholders():
 def mmc4(
     folder: Path, documents: list[tuple[list[str], list[tuple[str, int, float]]]], zipped: bool = False
 ) -> list[Path]:
-    """MMC4 files with documents of (sentences, [(image name, sentence, similarity)]); pictures are not written."""
+    """MMC4 files with documents of (sentences, [(image name, sentence, similarity)]); images are not written."""
     (folder / "mmc4_annts").mkdir(parents=True)
     (folder / "mmc4_images").mkdir()
     lines = [
@@ -124,10 +126,10 @@ def test_mmc4_documents(tmp_path, zipped):
     reader = InterleavedReader(shards, tmp_path / "mmc4_images")
     texts = set()
     for epoch in range(40):
-        ((record,), counts) = read(reader, epoch=epoch)
-        texts.add(record["text"])
-        assert record["text"].count("<image>") == len(record["images"]) == 2  # the third is too unlike its sentence
-        assert [image.getpixel((5, 5)).index(max(image.getpixel((5, 5)))) for image in record["images"]] == [1, 0]
+        ((sample,), counts) = read(reader, epoch=epoch)
+        texts.add(sample["text"])
+        assert sample["text"].count("<image>") == len(sample["images"]) == 2  # the third is too unlike its sentence
+        assert [image.getpixel((5, 5)).index(max(image.getpixel((5, 5)))) for image in sample["images"]] == [1, 0]
         assert counts == {"read": 1, "dropped_by_rule": 0, "skipped": {}}
     assert texts == {
         "<image>One. Two.<image>Three.",
@@ -137,7 +139,7 @@ def test_mmc4_documents(tmp_path, zipped):
     }
 
 
-def test_mmc4_rules_on_the_number_of_pictures(tmp_path):
+def test_mmc4_rules_on_the_number_of_images(tmp_path):
     names = [f"{letter * 12}.jpg" for letter in "abcdefgh"]
     shards = mmc4(
         tmp_path,
@@ -148,14 +150,14 @@ def test_mmc4_rules_on_the_number_of_pictures(tmp_path):
     reader = InterleavedReader(shards, tmp_path / "mmc4_images")
     single = 0
     for epoch in range(200):
-        records, _ = read(reader, epoch=epoch)
-        numbers = [len(record["images"]) for record in records]
+        samples, _ = read(reader, epoch=epoch)
+        numbers = [len(sample["images"]) for sample in samples]
         assert numbers in ([6], [1, 6])  # none left: dropped; one: half of the time; eight: six of them
         single += len(numbers) == 2
     assert 70 < single < 130
 
 
-def test_mmc4_bad_lines_and_pictures_are_skipped_and_counted(tmp_path):
+def test_mmc4_bad_lines_and_images_are_skipped_and_counted(tmp_path):
     names = [f"{letter * 12}.jpg" for letter in "abcd"]
     (shard,) = mmc4(tmp_path, [(["One.", "Two."], [(name, 1, 0.9) for name in names])])
     good = shard.read_text()
@@ -168,8 +170,8 @@ def test_mmc4_bad_lines_and_pictures_are_skipped_and_counted(tmp_path):
     for name in names[:2]:
         (tmp_path / "mmc4_images" / name).write_bytes(jpeg())
     (tmp_path / "mmc4_images" / names[2]).write_bytes(jpeg()[:200])
-    (record,), counts = read(InterleavedReader([shard], tmp_path / "mmc4_images"))
-    assert len(record["images"]) == 2 and record["id"] == f"{shard.name}:3"
+    (sample,), counts = read(InterleavedReader([shard], tmp_path / "mmc4_images"))
+    assert len(sample["images"]) == 2 and sample["id"] == f"{shard.name}:3"
     assert {reason: fault["count"] for reason, fault in counts["skipped"].items()} == {
         "broken json": 1,
         "line without text_list and image_info": 1,
@@ -200,9 +202,9 @@ def test_caption_tars(tmp_path):
     assert find_files(str(tmp_path / "*.tar")) == ("captions", [tar])
     texts = set()
     for epoch in range(20):
-        records, _ = read(CaptionReader([tar]), epoch=epoch)
-        assert [record["id"] for record in records] == ["00000.tar/0001", "00000.tar/0002", "00000.tar/sub/0002"]
-        texts |= {record["text"] for record in records}
+        samples, _ = read(CaptionReader([tar]), epoch=epoch)
+        assert [sample["id"] for sample in samples] == ["00000.tar/0001", "00000.tar/0002", "00000.tar/sub/0002"]
+        texts |= {sample["text"] for sample in samples}
     captions = ("a red car", "two parts", "from txt")
     assert texts == {f"<image>{caption}" for caption in captions} | {f"{caption}<image>" for caption in captions}
 
@@ -240,8 +242,8 @@ def test_bad_members_of_a_tar_are_skipped_and_counted(tmp_path):
     for name, size in (("00002.tar", 4000), ("00003.tar", 3000)):  # ends within a member, and within a header
         whole = {"11.jpg": jpeg(), "11.txt": b"ok", "12.jpg": jpeg(side=300), "12.txt": b"cut"}
         write_tar(tmp_path / name, whole).write_bytes((tmp_path / name).read_bytes()[:size])
-    records, counts = read(CaptionReader(sorted(tmp_path.glob("*.tar"))))
-    assert {record["id"] for record in records} == {
+    samples, counts = read(CaptionReader(sorted(tmp_path.glob("*.tar"))))
+    assert {sample["id"] for sample in samples} == {
         f"{tar}.tar/{n}" for tar, n in (("00000", "08"), ("00000", "10"), ("00002", "11"), ("00003", "11"))
     }
     found = {reason: (fault["count"], fault["examples"]) for reason, fault in counts["skipped"].items()}
@@ -262,14 +264,14 @@ def test_bad_members_of_a_tar_are_skipped_and_counted(tmp_path):
 @pytest.mark.parametrize("form, mode", [("describe", "image_to_text"), ("draw", "text_to_image")])
 def test_caption_dialogues(tmp_path, tiny_processor, form, mode):
     tar = write_tar(tmp_path / "0.tar", {"1.jpg": jpeg(), "1.txt": b"A CAT"})
-    (record,), _ = read(CaptionReader([tar], form=form))
-    assert record["mode"] == mode
-    batch = DeemDataCollator(tiny_processor)([record])
+    (sample,), _ = read(CaptionReader([tar], form=form))
+    assert sample["mode"] == mode
+    batch = DeemDataCollator(tiny_processor)([sample])
     trained = tiny_processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
     assert trained == (" A photo of a cat</s>" if form == "describe" else " <|startofimage|></s>")
 
 
-def test_a_picture_of_absurd_size_is_skipped_before_it_is_decoded(monkeypatch):
+def test_an_image_of_absurd_size_is_skipped_before_it_is_decoded(monkeypatch):
     strip = io.BytesIO()
     Image.new("RGB", (310, 10)).save(strip, "PNG")
     with pytest.raises(BadSample, match="image too large: strip.png"):
@@ -294,27 +296,27 @@ def test_questions(tmp_path, tiny_processor):
     write_formats(tmp_path, world, 3, formats=["vqa"])
     family, shards = find_files(str(tmp_path / "vqa"))
     assert family == "questions" and len(shards) == 1
-    records, counts = read(QuestionReader(shards))
+    samples, counts = read(QuestionReader(shards))
     expected = [asked for index in range(3) for asked in world.scene(index).questions()]
-    assert counts["read"] == len(records) == len(expected) and not counts["skipped"]
+    assert counts["read"] == len(samples) == len(expected) and not counts["skipped"]
     requested = 0
-    for record, asked in zip(records, expected, strict=True):
-        question = record["messages"][0]["content"][2]["text"]
+    for sample, asked in zip(samples, expected, strict=True):
+        question = sample["messages"][0]["content"][2]["text"]
         requested += question.endswith(ONE_WORD_REQUEST)
         assert question.removesuffix(ONE_WORD_REQUEST) == asked["question"]
-        assert record["messages"][1]["content"][0]["text"] == f"The answer is {asked['answer']}"
-    assert 0.3 < requested / len(records) < 0.7
-    batch = DeemDataCollator(tiny_processor)(records[:1])
+        assert sample["messages"][1]["content"][0]["text"] == f"The answer is {asked['answer']}"
+    assert 0.3 < requested / len(samples) < 0.7
+    batch = DeemDataCollator(tiny_processor)(samples[:1])
     text = tiny_processor.tokenizer.decode(batch["input_ids"][0])
     unit = tiny_processor.expand_image_tokens("<image>")
-    question = records[0]["messages"][0]["content"][2]["text"]
+    question = samples[0]["messages"][0]["content"][2]["text"]
     assert text == (
         "<s>You are a helpful assistant.\n\n ## USER: Based on the image, please answer the question. "
         f"{unit}{question}\n ## ASSISTANT: The answer is {expected[0]['answer']}</s>"
     )
 
 
-def test_questions_without_answer_or_picture_are_skipped_and_counted(tmp_path):
+def test_questions_without_answer_or_image_are_skipped_and_counted(tmp_path):
     write_formats(tmp_path, World(size=32), 2, formats=["vqa"])
     _, (shard,) = find_files(str(tmp_path / "vqa"))
     annotations = shard.with_name("v2_mscoco_train2014_annotations.json")
@@ -323,11 +325,11 @@ def test_questions_without_answer_or_picture_are_skipped_and_counted(tmp_path):
     answers = [{**rows[1], "multiple_choice_answer": None, "answers": [{"answer": "first"}]}, *rows[2:]]
     annotations.write_text(json.dumps({"annotations": answers}))
     (tmp_path / "vqa" / "train2014" / "COCO_train2014_000000000002.jpg").unlink()
-    records, counts = read(QuestionReader([shard]))
-    assert records[0]["messages"][1]["content"][0]["text"] == "The answer is first"
+    samples, counts = read(QuestionReader([shard]))
+    assert samples[0]["messages"][1]["content"][0]["text"] == "The answer is first"
     assert counts["skipped"]["question without answer"]["count"] == 1
     assert counts["skipped"]["missing image"]["examples"] == ["COCO_train2014_000000000002.jpg"]
-    assert len(records) == len(rows) - len(second) - 1
+    assert len(samples) == len(rows) - len(second) - 1
     annotations.unlink()
     with pytest.raises(ValueError, match="No answers for"):
         QuestionReader([shard])
@@ -340,7 +342,7 @@ def test_order_differs_between_epochs_and_repeats_between_runs(tmp_path):
     write_formats(tmp_path, World(size=16), 30, formats=["captions"])
     reader = CaptionReader([tmp_path / "captions" / "00000.tar"])
     orders = [
-        [record["id"] for record in read(reader, 10, seed, epoch)[0]]
+        [sample["id"] for sample in read(reader, 10, seed, epoch)[0]]
         for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
     ]
     assert orders[0] == orders[1] and len({tuple(order) for order in orders}) == 3
@@ -370,7 +372,7 @@ def test_the_default_data_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(defaults, "NUM_PICTURES", 3)
     folders = defaults.default_data("mmc4", "captions", "vqa")
     assert [find_files(folder)[0] for folder in folders] == ["interleaved", "captions", "questions"]
-    records, counts = read(InterleavedReader(find_files(folders[0])[1], Path("runs/world/mmc4_images")))
+    samples, counts = read(InterleavedReader(find_files(folders[0])[1], Path("runs/world/mmc4_images")))
     assert not counts["skipped"] and not Path("runs/world.unfinished").exists()
     made = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
     assert defaults.default_data("captions", "vqa") == folders[1:]
@@ -390,7 +392,7 @@ def test_the_packed_mixture_is_endless_repeatable_and_fits_the_collator(tmp_path
     arguments = DataArguments(data=folders, shuffle_buffer=8, pack_length=200, max_images=5)
     dataset, report = build_dataset(arguments, tiny_processor, batch_size=2, seed=3)
     assert dataset.probabilities == [2.0, 1.0]
-    runs = [list(itertools.islice(dataset, 60)) for _ in range(2)]  # many passes over 24 pictures
+    runs = [list(itertools.islice(dataset, 60)) for _ in range(2)]  # many passes over 24 images
     assert [sample["id"] for sample in runs[0]] == [sample["id"] for sample in runs[1]]
     assert len({sample["id"] for sample in runs[0]}) > 20
     for pair in zip(runs[0][::2], runs[0][1::2], strict=True):

@@ -26,10 +26,10 @@ def test_masks_of_vcr_equal_the_released_ones(shared_file):
 
 def test_resized_masks_equal_nearest_sampling(shared_file, tiny_processor):
     for case in shared_file("vectors/masks.json")["coco_cases"]:
-        picture = np.zeros((case["height"], case["width"], 3), np.uint8)
+        image = np.zeros((case["height"], case["width"], 3), np.uint8)
         for size, key in (((4, 5), "resized_nearest_4x5"), ((16, 12), "resized_nearest_16x12")):
             resized = tiny_processor.image_processor(
-                picture,
+                image,
                 region_masks=[np.array(case["expected"])],
                 size={"height": size[0], "width": size[1]},
                 return_tensors="np",
@@ -62,9 +62,9 @@ def test_run_lengths_plain_and_compressed():
         ([[1, 1, 2, 2]], "polygon of 4 numbers"),
         ([[float("nan"), 1, 2, 3, 4, 3]], "polygon with coordinates like"),
         ([[1, 1, 2, 3, 1e300, 3]], "polygon with coordinates like"),
-        ({"size": [3, 3], "counts": [9]}, r"size \[3, 3\] for a picture of \[4, 5\]"),
-        ({"size": [4, 5], "counts": [9]}, "add up to 9, the picture has 20"),
-        ({"size": [4, 5], "counts": "0"}, "add up to 0, the picture has 20"),
+        ({"size": [3, 3], "counts": [9]}, r"size \[3, 3\] for an image of \[4, 5\]"),
+        ({"size": [4, 5], "counts": [9]}, "add up to 9, the image has 20"),
+        ({"size": [4, 5], "counts": "0"}, "add up to 0, the image has 20"),
         ([], "Expected polygons or run lengths, got list"),
         ("x", "Expected polygons or run lengths, got str"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.data.stream.mixing import Mixture
+from recipes.data.stream.mixture import Mixture
 from recipes.data.stream.packing import Packer, Packing, group_captions, limit_caption
 
 VECTORS = Path(__file__).resolve().parents[3] / "../shared/vectors"

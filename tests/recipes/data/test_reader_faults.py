@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.data.faults import BadSample, DataReport
 from recipes.data.formats import READERS, find_files
 from recipes.data.readers import grounding, pickles
 from recipes.data.readers.captions import CaptionReader
 from recipes.data.readers.masks import vcr_mask
-from recipes.data.readers.reader import BadSample, DataReport, open_image, parse_json
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.readers.reader import open_image, parse_json
+from recipes.data.stream.shuffle import ReaderPass
 
 
-def picture(path: Path, size: tuple[int, int] = (32, 32), **options) -> Path:
+def write_image(path: Path, size: tuple[int, int] = (32, 32), **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (200, 30, 30)).save(path, **options)
     return path
@@ -31,15 +32,15 @@ def read(data: Path, family: str, **options) -> tuple[list[dict], dict[str, int]
     found, files = find_files(str(data))
     assert found == family
     reader, report = READERS[family](files, **options), DataReport()
-    records = [record for _, record in RecordStream(reader, report, seed=0)]
+    samples = [sample for _, sample in ReaderPass(reader, report, seed=0)]
     skipped = report.to_dict().get(reader.name, {"skipped": {}})["skipped"]
-    return records, {reason: fault["count"] for reason, fault in skipped.items()}
+    return samples, {reason: fault["count"] for reason, fault in skipped.items()}
 
 
-def texts(record: dict) -> list[str]:
+def texts(sample: dict) -> list[str]:
     return [
-        "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
-        for message in record["messages"]
+        "".join("<image>" if item["type"] == "image" else item["text"] for item in message["content"])
+        for message in sample["messages"]
     ]
 
 
@@ -53,14 +54,14 @@ def write_lines(file: Path, lines: list) -> Path:
     return file
 
 
-# ---- text and pictures ----
+# ---- text and images ----
 
 
 def test_half_a_surrogate_pair_is_taken_out(tmp_path, tiny_processor):
-    picture(tmp_path / "a.png")
-    (record,), _ = read(write_lines(tmp_path / "a.jsonl", [chat("What \ud83d?")]), "rows")
-    assert texts(record)[0] == "<image>What ?"
-    assert tiny_processor.tokenizer(texts(record)[0])["input_ids"]
+    write_image(tmp_path / "a.png")
+    (sample,), _ = read(write_lines(tmp_path / "a.jsonl", [chat("What \ud83d?")]), "rows")
+    assert texts(sample)[0] == "<image>What ?"
+    assert tiny_processor.tokenizer(texts(sample)[0])["input_ids"]
 
 
 def test_json_nested_without_end_is_broken():
@@ -68,13 +69,13 @@ def test_json_nested_without_end_is_broken():
         parse_json("[" * 100_000, "x")
 
 
-def test_a_picture_name_that_no_file_can_have(tmp_path):
+def test_an_image_name_that_no_file_can_have(tmp_path):
     for name in ("x" * 5000, "a\0b"):
         with pytest.raises(BadSample, match="missing image"):
             open_image(tmp_path / name, name)
 
 
-def test_gray_pictures_of_sixteen_bits_keep_their_shades(tmp_path):
+def test_gray_images_of_sixteen_bits_keep_their_shades(tmp_path):
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "gray.png")
     Image.fromarray(np.full((8, 8), 30000, np.int32)).save(tmp_path / "gray.tif")
     for name in ("gray.png", "gray.tif"):
@@ -145,21 +146,21 @@ def karpathy(folder: Path, *names: str) -> Path:
     return file
 
 
-def test_names_of_pictures_do_not_lead_out_of_the_searched_folders(tmp_path):
-    out = picture(tmp_path / "out.png")
+def test_names_of_images_do_not_lead_out_of_the_searched_folders(tmp_path):
+    out = write_image(tmp_path / "out.png")
     home = tmp_path / "a" / "b" / "c"
-    picture(tmp_path / "a" / "b" / "images" / "in.png")
-    elsewhere = picture(tmp_path / "elsewhere" / "linked.png")
+    write_image(tmp_path / "a" / "b" / "images" / "in.png")
+    elsewhere = write_image(tmp_path / "elsewhere" / "linked.png")
     file = karpathy(home, str(out), "../../../out.png", "x" * 5000, "in.png", "../images/in.png", "linked.png")
     (home / "images").symlink_to(elsewhere.parent)
-    records, skipped = read(file, "karpathy")
-    assert len(records) == 3 and skipped == {"missing image": 3}
+    samples, skipped = read(file, "karpathy")
+    assert len(samples) == 3 and skipped == {"missing image": 3}
 
 
 def test_the_cause_of_an_unusable_annotation_file_is_told(tmp_path):
     (tmp_path / "paragraphs_coco.json").write_text('{"annotations": []}')
     reader, report = READERS["paragraphs"](find_files(str(tmp_path))[1]), DataReport()
-    assert not list(RecordStream(reader, report, seed=0))
+    assert not list(ReaderPass(reader, report, seed=0))
     assert "train_split.json" in str(report)
 
 
@@ -217,16 +218,16 @@ ASKED = {"question": "?", "answers": ["!"], "direct_answers": ["!"], "answer": "
     ],
 )
 def test_one_malformed_row_does_not_cost_its_file(tmp_path, family, name, good, wrap):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "7.jpg")
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "7.jpg")
     (tmp_path / name).write_text(json.dumps(wrap([good, {"image": "x"}, 7])))
-    records, skipped = read(tmp_path / name, family)
-    assert len(records) == 1 and skipped == {"row of another layout": 2}
+    samples, skipped = read(tmp_path / name, family)
+    assert len(samples) == 1 and skipped == {"row of another layout": 2}
 
 
 def refs(folder: Path, size: tuple[int, int], box: list[float], phrase: str = "a thing", more: tuple = ()) -> Path:
-    picture(folder / "train2014" / "COCO_train2014_000000000001.jpg", (64, 48))
+    write_image(folder / "train2014" / "COCO_train2014_000000000001.jpg", (64, 48))
     sentences = [{"raw": phrase}]
     ref = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "train", "sentences": sentences}
     (folder / "refs(unc).p").write_bytes(pickle.dumps([ref, *more]))
@@ -240,31 +241,31 @@ def refs(folder: Path, size: tuple[int, int], box: list[float], phrase: str = "a
 @pytest.mark.parametrize(
     "given, reason",
     [
-        ({"size": (640, 480), "box": [1, 1, 9, 9]}, "picture of another size than its record"),
+        ({"size": (640, 480), "box": [1, 1, 9, 9]}, "image of another size than its annotations say"),
         ({"size": (64, 48), "box": [70, 50, 9, 9]}, "empty box"),
         ({"size": (64, 48), "box": [1, 1, float("inf"), 9]}, "row of another layout"),
         ({"size": (64, 48), "box": [1, 1, 9, 9], "phrase": " "}, "box without phrase"),
         ({"size": (64, 48), "box": [1, 1, 9, 9], "more": ({"split": "train"},)}, "ref without annotation"),
     ],
 )
-def test_refs_that_do_not_fit_their_picture(tmp_path, given, reason):
-    records, skipped = read(refs(tmp_path, **given), "refcoco")
-    assert len(records) == ("more" in given) and skipped == {reason: 1}
+def test_refs_that_do_not_fit_their_image(tmp_path, given, reason):
+    samples, skipped = read(refs(tmp_path, **given), "refcoco")
+    assert len(samples) == ("more" in given) and skipped == {reason: 1}
 
 
-def test_masks_of_a_resized_picture_are_refused(tmp_path):
-    picture(tmp_path / "a.png")
+def test_masks_of_a_resized_image_are_refused(tmp_path):
+    write_image(tmp_path / "a.png")
     about = {"id": 1, "file_name": "a.png", "width": 64, "height": 48}
     region = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
     file = tmp_path / "instances_train.json"
     file.write_text(
         json.dumps({"images": [about], "annotations": [region], "categories": [{"id": 1, "name": "thing"}]})
     )
-    assert read(file, "regions") == ([], {"picture of another size than its record": 1})
+    assert read(file, "regions") == ([], {"image of another size than its annotations say": 1})
 
 
 def test_a_broken_first_line_tells_nothing_of_the_columns(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     file = tmp_path / "a.jsonl"
     file.write_text("{broken\n[1]\n" + json.dumps(chat('"messages"?')) + "\n")
     assert read(file, "rows")[1] == {"broken json": 1, "row of another layout": 1}
@@ -282,7 +283,7 @@ def test_captions_of_tars_must_be_texts_that_say_something():
     for caption, reason in (({"a": 1}, "caption is not text"), (" ", "image without caption")):
         members = {"json": json.dumps({"caption": caption}).encode(), "png": data.getvalue()}
         with pytest.raises(BadSample, match=reason):
-            reader.record("x", members, random.Random(0), print)
+            reader.make_sample("x", members, random.Random(0), print)
 
 
 def test_a_tar_that_was_zeroed_since_gives_no_entry(tmp_path):
@@ -298,10 +299,10 @@ def test_an_index_without_end_is_another_layout(tmp_path):
 
 
 def test_questions_that_are_no_objects_cost_themselves_alone(tmp_path):
-    picture(tmp_path / "images" / "x.jpg")
+    write_image(tmp_path / "images" / "x.jpg")
     asked = ["text", {"question_id": 1, "image_id": "x", "question": "?"}]
     (tmp_path / "a_questions.json").write_text(json.dumps({"questions": asked}))
     answers = [3, {"question_id": 1, "multiple_choice_answer": "!"}]
     (tmp_path / "a_annotations.json").write_text(json.dumps({"annotations": answers}))
-    records, skipped = read(tmp_path, "questions")
-    assert len(records) == 1 and skipped == {"question of another layout": 1}
+    samples, skipped = read(tmp_path, "questions")
+    assert len(samples) == 1 and skipped == {"question of another layout": 1}

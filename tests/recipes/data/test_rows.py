@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from recipes.data.faults import DataError, DataReport
 from recipes.data.formats import READERS, find_files
-from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import ReaderPass
 
 
 def png(color: str) -> bytes:
@@ -22,8 +22,8 @@ def png(color: str) -> bytes:
     return data.getvalue()
 
 
-def chat(question: str, answer: str, parts: bool) -> list[dict]:
-    if not parts:
+def chat(question: str, answer: str, as_items: bool) -> list[dict]:
+    if not as_items:
         return [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": answer}]
     said = [{"type": "image"}, {"type": "text", "text": question}]
     return [
@@ -35,10 +35,10 @@ def chat(question: str, answer: str, parts: bool) -> list[dict]:
 def read(path: Path) -> tuple[list[list[str]], dict]:
     family, files = find_files(str(path))
     reader, report = READERS[family](files), DataReport()
-    records = [record for _, record in RecordStream(reader, report, seed=0)]
+    samples = [sample for _, sample in ReaderPass(reader, report, seed=0)]
     spoken = [
-        ["".join(part.get("text", "<image>") for part in message["content"]) for message in record["messages"]]
-        for record in records
+        ["".join(item.get("text", "<image>") for item in message["content"]) for message in sample["messages"]]
+        for sample in samples
     ]
     return spoken, report.to_dict()[reader.name]["skipped"]
 
@@ -56,7 +56,7 @@ def test_turns_of_both_forms_in_one_file(tmp_path) -> None:
     assert spoken == [["<image>What?", "Yes"]] * 6 and not skipped
 
 
-def test_parts_alone_and_a_broken_line(tmp_path) -> None:
+def test_items_alone_and_a_broken_line(tmp_path) -> None:
     lines = [json.dumps({"messages": chat(f"{n}?", "Yes", True), "images": ["red.png"]}) for n in range(54)]
     lines[3] = lines[3][:30]
     spoken, skipped = read(write_jsonl(tmp_path / "chats", lines))

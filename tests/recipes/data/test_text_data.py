@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from processing import DeemDataCollator
+from recipes.data.faults import DataError, DataReport
 from recipes.data.formats import FORMATS, READERS, find_files
 from recipes.data.readers import rows
-from recipes.data.readers.captions import DESCRIBE_REQUESTS, DRAW_REQUESTS
-from recipes.data.readers.questions import ONE_WORD_REQUEST
-from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import ReaderPass
+from recipes.prompts import DESCRIBE_REQUESTS, DRAW_REQUESTS, ONE_WORD_REQUEST
 from recipes.synthetic import writers
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import MORE_FORMATS, write_formats
@@ -30,7 +29,7 @@ WORLD = World(size=32)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Ten pictures in every further format."""
+    """Ten images in every further format."""
     folder = tmp_path_factory.mktemp("world")
     write_formats(folder, WORLD, 10, formats=list(MORE_FORMATS))
     return folder
@@ -40,21 +39,21 @@ def read(data: Path, family: str, epoch: int = 0, **options) -> tuple[list[dict]
     found, files = find_files(str(data))
     assert found == family
     reader, report = READERS[family](files, **options), DataReport()
-    stream = RecordStream(reader, report, seed=0, epoch=epoch)
-    records = {(stream.shards[place[0]].name, *place): record for place, record in stream}
-    return [records[place] for place in sorted(records)], report.to_dict().get(reader.name, {"skipped": {}})
+    stream = ReaderPass(reader, report, seed=0, epoch=epoch)
+    samples = {(stream.shards[place[0]].name, *place): sample for place, sample in stream}
+    return [samples[place] for place in sorted(samples)], report.to_dict().get(reader.name, {"skipped": {}})
 
 
-def texts(record: dict) -> list[str]:
-    """What is said, turn by turn, with <image> for pictures."""
+def texts(sample: dict) -> list[str]:
+    """What is said, turn by turn, with <image> for images."""
     return [
-        "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
-        for message in record["messages"]
+        "".join("<image>" if item["type"] == "image" else item["text"] for item in message["content"])
+        for message in sample["messages"]
     ]
 
 
 def shows(image, index: int) -> bool:
-    """Whether a picture is that scene, JPEG aside."""
+    """Whether an image is that scene, JPEG aside."""
     return np.abs(np.asarray(image, float) - pixels(index)).mean() < 6
 
 
@@ -77,14 +76,14 @@ def test_questions(world, name, family):
     expected = [(index, asked) for index in scenes for asked in WORLD.scene(index).questions()[:per_scene]]
     given, requested = {}, 0
     for epoch in range(4):
-        records, counts = read(world / name, family, epoch)
-        assert len(records) == len(expected) and not counts["skipped"]
-        for number, (record, (index, asked)) in enumerate(zip(records, expected, strict=True)):
-            question, answer = texts(record)
+        samples, counts = read(world / name, family, epoch)
+        assert len(samples) == len(expected) and not counts["skipped"]
+        for number, (sample, (index, asked)) in enumerate(zip(samples, expected, strict=True)):
+            question, answer = texts(sample)
             requested += question.endswith(ONE_WORD_REQUEST)
             assert question.removesuffix(ONE_WORD_REQUEST) == QUESTION_PREFIX + asked["question"]
-            (image,) = record["images"]
-            assert shows(image, index) and record["mode"] == "image_to_text"
+            (image,) = sample["images"]
+            assert shows(image, index) and sample["mode"] == "image_to_text"
             assert answer.removeprefix("The answer is ") in ten_answers(asked["answer"])
             given.setdefault(number, set()).add(answer)
     drawn = name in ("textvqa", "aokvqa")  # one of ten people's answers; the others have one, or give the first
@@ -104,9 +103,9 @@ def test_later_copies_of_question_files_are_the_same(world, tmp_path, name, writ
 
 
 def test_llava_trains_the_answer_alone(world, tiny_processor):
-    records, _ = read(world / "llava", "llava")
-    assert len({record["id"] for record in records}) == len(records)
-    batch = DeemDataCollator(tiny_processor)(records[:1])
+    samples, _ = read(world / "llava", "llava")
+    assert len({sample["id"] for sample in samples}) == len(samples)
+    batch = DeemDataCollator(tiny_processor)(samples[:1])
     trained = tiny_processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
     assert trained == f" The answer is {WORLD.scene(0).questions()[0]['answer']}</s>"
 
@@ -162,16 +161,16 @@ def test_captions_in_both_directions_and_plain(world, tiny_processor, name):
     expected = captions_of(name)
     collator, seen = DeemDataCollator(tiny_processor), Counter()
     for form in ("plain", "describe", "draw"):
-        records, counts = read(caption_file(world, name), name, form=form)
-        assert len(records) == len(expected) and not counts["skipped"]
-        for record, (index, caption) in zip(records, expected, strict=True):
-            (image,) = record["images"]
+        samples, counts = read(caption_file(world, name), name, form=form)
+        assert len(samples) == len(expected) and not counts["skipped"]
+        for sample, (index, caption) in zip(samples, expected, strict=True):
+            (image,) = sample["images"]
             assert shows(image, index)
             if form == "plain":
-                assert record["text"] in (f"<image>{caption}", f"{caption}<image>")
-                seen[record["text"].startswith("<image>")] += 1
+                assert sample["text"] in (f"<image>{caption}", f"{caption}<image>")
+                seen[sample["text"].startswith("<image>")] += 1
                 continue
-            user, answer = texts(record)
+            user, answer = texts(sample)
             if form == "describe":
                 assert user[8:-1] in DESCRIBE_REQUESTS and answer == f"A photo of {caption}"
             else:
@@ -179,7 +178,7 @@ def test_captions_in_both_directions_and_plain(world, tiny_processor, name):
                 assert answer == "<image>"
             seen[user] += 1
         if form != "plain":
-            batch = collator(records[:1])
+            batch = collator(samples[:1])
             trained = tiny_processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
             said = f" A photo of {expected[0][1]}</s>" if form == "describe" else " <|startofimage|></s>"
             assert trained == said
@@ -189,8 +188,8 @@ def test_captions_in_both_directions_and_plain(world, tiny_processor, name):
 
 def test_karpathy_validation_gives_every_caption(world):
     file = world / "karpathy" / "annotations" / "coco_karpathy_val.json"
-    records, _ = read(file, "karpathy")
-    assert [r["text"].replace("<image>", "") for r in records] == [said for _, said in captions_of("karpathy")]
+    samples, _ = read(file, "karpathy")
+    assert [r["text"].replace("<image>", "") for r in samples] == [said for _, said in captions_of("karpathy")]
     with pytest.raises(ValueError, match="several splits .*coco_karpathy_train.json.*Name the file"):
         find_files(str(world / "karpathy"))
 
@@ -207,13 +206,13 @@ def test_interleaved_rows(world):
             pieces += ["<image>" * document.matched_text_index.count(number), sentence]
         expected.append((rows.spaces_removed(" ".join(filter(None, pieces)), "<image>"), document.scenes))
         index += len(document.scenes)
-    records, counts = read(world / "obelics", "rows")
-    assert len(records) == len(expected) > 2 and not counts["skipped"]
+    samples, counts = read(world / "obelics", "rows")
+    assert len(samples) == len(expected) > 2 and not counts["skipped"]
     by_text = dict(expected)
-    for record in records:
-        scenes = by_text[record["text"]]
-        assert len(scenes) == len(record["images"])
-        assert all(shows(image, scene.index) for image, scene in zip(record["images"], scenes, strict=True))
+    for sample in samples:
+        scenes = by_text[sample["text"]]
+        assert len(scenes) == len(sample["images"])
+        assert all(shows(image, scene.index) for image, scene in zip(sample["images"], scenes, strict=True))
 
 
 def write_parquet(path: Path, table: list[dict]) -> Path:
@@ -222,7 +221,7 @@ def write_parquet(path: Path, table: list[dict]) -> Path:
     return path
 
 
-def test_interleaved_rows_with_too_many_and_broken_pictures(world, tmp_path):
+def test_interleaved_rows_with_too_many_and_broken_images(world, tmp_path):
     good = (world / "llava" / "coco" / "train2017" / "000000000001.jpg").read_bytes()
     many = {"images": [{"bytes": good, "path": None}, None] * 8, "texts": [None, "x"] * 8}
     broken = [{"bytes": good[:300], "path": None}, None, {"bytes": None, "path": "https://away.example/a.jpg"}]
@@ -230,9 +229,9 @@ def test_interleaved_rows_with_too_many_and_broken_pictures(world, tmp_path):
     (tmp_path / "here.jpg").write_bytes(good)
     table = [many, {"images": [None] * 2, "texts": ["a", "b"]}]
     table += [{"images": images, "texts": [None, "Text.", None]} for images in (broken, paths)]
-    records, counts = read(write_parquet(tmp_path / "rows.parquet", table), "rows")
-    assert [len(record["images"]) for record in records] == [6, 1] and records[1]["text"] == "<image>Text."
-    assert records[0]["text"].count("x") == 8 and records[0]["text"].count("<image>") == 6
+    samples, counts = read(write_parquet(tmp_path / "rows.parquet", table), "rows")
+    assert [len(sample["images"]) for sample in samples] == [6, 1] and samples[1]["text"] == "<image>Text."
+    assert samples[0]["text"].count("x") == 8 and samples[0]["text"].count("<image>") == 6
     assert counts["dropped_by_rule"] == 1
     assert {reason: fault["count"] for reason, fault in counts["skipped"].items()} == {
         "truncated or broken image": 1,
@@ -242,63 +241,63 @@ def test_interleaved_rows_with_too_many_and_broken_pictures(world, tmp_path):
 
 
 def test_chat_rows(world, tiny_processor):
-    records, counts = read(world / "chats", "rows")
-    assert len(records) == 10 and not counts["skipped"]
-    for index, record in enumerate(records):
+    samples, counts = read(world / "chats", "rows")
+    assert len(samples) == 10 and not counts["skipped"]
+    for index, sample in enumerate(samples):
         first, second = WORLD.scene(index).questions()[:2]
         said = [f"<image>{first['question']}", first["answer"], second["question"], second["answer"]]
-        assert texts(record) == said and shows(record["images"][0], index)
-        batch = DeemDataCollator(tiny_processor)([record])
+        assert texts(sample) == said and shows(sample["images"][0], index)
+        batch = DeemDataCollator(tiny_processor)([sample])
         trained = tiny_processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
         assert trained == f" {first['answer']}</s> {second['answer']}</s>"
 
 
 def test_chats_as_json_lines_with_placeholders_in_the_text(world, tmp_path):
-    picture = str(world / "llava" / "coco" / "train2017" / "000000000001.jpg")
+    image = str(world / "llava" / "coco" / "train2017" / "000000000001.jpg")
     chats = [
         [{"role": "user", "content": "What <image>is this?"}, {"role": "assistant", "content": "A </s>shape."}],
         [{"role": "user", "content": "No placeholder."}, {"role": "assistant", "content": "Yes."}],
         [{"role": "user", "content": "Draw."}, {"role": "assistant", "content": "<image>"}],
         [{"role": "user", "content": "<image><image>?"}, {"role": "assistant", "content": "Two."}],
     ]
-    lines = [json.dumps({"messages": messages, "images": [picture]}) for messages in chats]
+    lines = [json.dumps({"messages": messages, "images": [image]}) for messages in chats]
     (tmp_path / "chats.jsonl").write_text("\n".join(lines) + "\n")
-    records, counts = read(tmp_path, "rows", reserved=("</s>",))
-    assert [texts(record) for record in records] == [
+    samples, counts = read(tmp_path, "rows", reserved=("</s>",))
+    assert [texts(sample) for sample in samples] == [
         ["What <image>is this?", "A shape."],
         ["<image>No placeholder.", "Yes."],
         ["Draw.", "<image>"],
     ]
-    assert [record["mode"] for record in records] == ["image_to_text", "image_to_text", "interleaved"]
+    assert [sample["mode"] for sample in samples] == ["image_to_text", "image_to_text", "interleaved"]
     assert counts["skipped"]["images and their places differ in number"]["count"] == 1
 
 
 def test_question_rows(world):
-    records, _ = read(world / "vqa_rows", "rows")
-    for index, record in enumerate(records):
-        question, answer = texts(record)
+    samples, _ = read(world / "vqa_rows", "rows")
+    for index, sample in enumerate(samples):
+        question, answer = texts(sample)
         (asked,) = (
             q for q in WORLD.scene(index).questions() if q["question"] == question.removeprefix(QUESTION_PREFIX)
         )
         assert answer.removeprefix("The answer is ") in ten_answers(asked["answer"])
-        assert shows(record["images"][0], index)
+        assert shows(sample["images"][0], index)
 
 
 def test_rounds_of_the_cauldron_and_captions(world, tmp_path):
-    picture = {"bytes": (world / "llava" / "coco" / "train2017" / "000000000001.jpg").read_bytes(), "path": None}
+    image = {"bytes": (world / "llava" / "coco" / "train2017" / "000000000001.jpg").read_bytes(), "path": None}
     turns = [
         {"user": "What?", "assistant": "A shape.", "source": "x"},
         {"user": "Why?", "assistant": "So.", "source": "x"},
     ]
-    (record,), _ = read(
-        write_parquet(tmp_path / "a" / "0.parquet", [{"images": [picture, picture], "texts": turns}]), "rows"
+    (sample,), _ = read(
+        write_parquet(tmp_path / "a" / "0.parquet", [{"images": [image, image], "texts": turns}]), "rows"
     )
-    assert texts(record) == ["<image><image>What?\n", "A shape.", "Why?\n", "So."] and len(record["images"]) == 2
-    file = write_parquet(tmp_path / "b" / "0.parquet", [{"image": picture, "caption": "A Shape"}])
+    assert texts(sample) == ["<image><image>What?\n", "A shape.", "Why?\n", "So."] and len(sample["images"]) == 2
+    file = write_parquet(tmp_path / "b" / "0.parquet", [{"image": image, "caption": "A Shape"}])
     (plain,), (drawn,) = read(file, "rows")[0], read(file, "rows", form="draw")[0]
     assert plain["text"].replace("<image>", "") == "a shape" and drawn["mode"] == "text_to_image"
-    with pytest.raises(DataError, match=r"columns of .* are \['picture'\]; expected images and texts"):
-        rows.DatasetReader([write_parquet(tmp_path / "c" / "0.parquet", [{"picture": picture}])])
+    with pytest.raises(DataError, match=r"columns of .* are \['photo'\]; expected images and texts"):
+        rows.DatasetReader([write_parquet(tmp_path / "c" / "0.parquet", [{"photo": image}])])
 
 
 def test_hub_ids_take_the_same_way(world, monkeypatch):
@@ -313,11 +312,11 @@ def test_hub_ids_take_the_same_way(world, monkeypatch):
         return load("parquet", data_files=files, split="train", streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    records, _ = read("hub:owner/name:config:validation", "rows")
+    samples, _ = read("hub:owner/name:config:validation", "rows")
     local, _ = read(world / "chats", "rows")
     assert asked == [("owner/name", "config", {"split": "validation", "streaming": True})]
-    assert [texts(record) for record in records] == [texts(record) for record in local]
-    assert [record["id"] for record in records][:2] == ["owner/name/00000:1", "owner/name/00000:2"]
+    assert [texts(sample) for sample in samples] == [texts(sample) for sample in local]
+    assert [sample["id"] for sample in samples][:2] == ["owner/name/00000:1", "owner/name/00000:2"]
 
 
 # ---- all of them ----

@@ -13,10 +13,10 @@ from deem_fixtures import tiny_model
 from PIL import Image
 
 from processing import DeemDataCollator
+from recipes.data.faults import DataError, DataReport
 from recipes.data.readers.captions import CaptionReader
-from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset, count_entries
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.shuffle import ReaderPass
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars
 from recipes.training.trainer import DeemTrainer, DeemTrainingArguments
@@ -115,10 +115,10 @@ class FaultyReader(CaptionReader):
                 raise KeyError("no such thing")
             yield entry
 
-    def record(self, key, payload, rng, skip):
+    def make_sample(self, key, payload, rng, skip):
         if key.endswith("0003"):
             raise TypeError("expected something else")
-        return super().record(key, payload, rng, skip)
+        return super().make_sample(key, payload, rng, skip)
 
 
 def test_what_no_reader_foresaw_is_counted_and_ends_no_run(tmp_path, caplog):
@@ -128,12 +128,12 @@ def test_what_no_reader_foresaw_is_counted_and_ends_no_run(tmp_path, caplog):
     keys += [entry.key for entry in islice(reader.entries(reader.shards[1]), 7)]
     first = keys[0]
 
-    def finish(record, rng):
-        if record["id"] == first:
+    def finish(sample, rng):
+        if sample["id"] == first:
             raise OverflowError("too long for the tokenizer")
-        return record
+        return sample
 
-    read = [record["id"] for _, record in RecordStream(reader, report, 0, shuffle_buffer=4, finish=finish)]
+    read = [sample["id"] for _, sample in ReaderPass(reader, report, 0, shuffle_buffer=4, finish=finish)]
     skipped = report.to_dict()[reader.name]["skipped"]
     assert {reason: fault["examples"] for reason, fault in skipped.items()} == {
         "unusable entry (OverflowError)": [first],
@@ -150,18 +150,16 @@ def test_a_caption_that_cannot_be_tokenized_ends_no_run(tiny_processor, tmp_path
     data = DataArguments(data=[str(tmp_path)], pack_length=120)
     dataset = build_dataset(data, tiny_processor, 2, 0)[0]
     spoilt = []
-    original = CaptionReader.record
+    original = CaptionReader.make_sample
 
-    def record(self, key, *args):
+    def make_sample(self, key, *args):
         made = original(self, key, *args)
         if len(spoilt) < 2:
             spoilt.append(key)
-            made["text"] = [3.5, made["text"] + self.image_token][
-                len(spoilt) - 1
-            ]  # no text; a place without a picture
+            made["text"] = [3.5, made["text"] + self.image_token][len(spoilt) - 1]  # no text; a place without an image
         return made
 
-    monkeypatch.setattr(CaptionReader, "record", record)
+    monkeypatch.setattr(CaptionReader, "make_sample", make_sample)
     assert len(list(islice(dataset, 8))) == 8
     reasons = dataset.report.to_dict()[str(tmp_path)]["skipped"]
     assert len(reasons) == 2 and "images and their places differ in number" in reasons

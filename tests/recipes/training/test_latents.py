@@ -15,9 +15,9 @@ from transformers import AutoModel
 
 from processing import DeemDataCollator
 from recipes import precompute_latents, pretrain
-from recipes.data.readers.reader import DataReport
+from recipes.data.faults import DataReport
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.dataset import mirrored
+from recipes.data.stream.steps import mirrored
 from recipes.precompute_latents import LatentArguments, check_complete, compare, encode, fill, pictures
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars, write_formats

@@ -19,12 +19,14 @@ from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
+from recipes.data.faults import DataError, DataReport
 from recipes.data.readers.captions import CaptionReader
 from recipes.data.readers.interleaved import InterleavedReader
-from recipes.data.readers.reader import DataError, DataReport
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.dataset import POSITION, PositionCollator, SourceStream, flip_images
-from recipes.data.stream.shuffling import RecordStream
+from recipes.data.stream.dataset import POSITION, PositionCollator
+from recipes.data.stream.shuffle import ReaderPass
+from recipes.data.stream.source_stream import SourceStream
+from recipes.data.stream.steps import flip_images
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars, write_formats
 
@@ -87,7 +89,7 @@ def test_a_resumed_stream_reads_only_what_it_held(world, tiny_processor, monkeyp
     dataset = make_dataset(world, tiny_processor)
     consume(dataset, 30, 0)
     calls = Counter()
-    for name in ("record", "entries"):
+    for name in ("make_sample", "entries"):
         original = getattr(CaptionReader, name)
 
         def counted(self, *args, name=name, original=original):
@@ -99,7 +101,7 @@ def test_a_resumed_stream_reads_only_what_it_held(world, tiny_processor, monkeyp
     again.load_state_dict(dataset.state_dict(0))
     iter(again).__next__()
     # what is left for packing and what the next two sequences take, and for entries also the buffer
-    assert 0 < calls["record"] <= 16 and calls["entries"] <= 16 + 8
+    assert 0 < calls["make_sample"] <= 16 and calls["entries"] <= 16 + 8
     assert dataset.report.to_dict()[str(world / "captions")]["read"] > 40
 
 
@@ -159,11 +161,11 @@ def test_parts_share_the_entries_out(tmp_path, per_tar, count):
     write_caption_tars(tmp_path, World(size=16), 30, per_tar=per_tar)
     reader = CaptionReader(sorted(tmp_path.glob("*.tar")))
     ids = [
-        [record["id"] for _, record in RecordStream(reader, DataReport(), 0, 0, 5, (index, count))]
+        [record["id"] for _, record in ReaderPass(reader, DataReport(), 0, 0, 5, (index, count))]
         for index in range(count)
     ]
     assert sorted(name for part in ids for name in part) == sorted(
-        record["id"] for _, record in RecordStream(reader, DataReport(), 0)
+        record["id"] for _, record in ReaderPass(reader, DataReport(), 0)
     )
     assert all(len(part) >= 30 // count - per_tar for part in ids)
 
@@ -224,16 +226,16 @@ def test_changed_settings_are_refused(world, tiny_processor, options, message):
 def test_files_that_changed_are_refused(tmp_path):
     write_caption_tars(tmp_path, World(size=16), 30, per_tar=30)
     reader = CaptionReader([tmp_path / "00000.tar"])
-    stream = RecordStream(reader, DataReport(), 0, 0, 10)
+    stream = ReaderPass(reader, DataReport(), 0, 0, 10)
     for _, _ in zip(range(5), stream, strict=False):
         pass
     state = stream.state_dict()
     write_caption_tars(tmp_path, World(size=64, seed=5), 30, per_tar=30)
     with pytest.raises(DataError, match="cannot be read any more|has changed since"):
-        RecordStream(reader, DataReport(), 0, 0, 10).load_state_dict(state)
+        ReaderPass(reader, DataReport(), 0, 0, 10).load_state_dict(state)
     (tmp_path / "00000.tar").rename(tmp_path / "00001.tar")
     with pytest.raises(DataError, match="are not those that the checkpoint"):
-        RecordStream(CaptionReader([tmp_path / "00001.tar"]), DataReport(), 0, 0, 10).load_state_dict(state)
+        ReaderPass(CaptionReader([tmp_path / "00001.tar"]), DataReport(), 0, 0, 10).load_state_dict(state)
 
 
 def test_sources_in_proportion_to_their_size(world, tiny_processor):
@@ -348,9 +350,9 @@ def test_a_zipped_file_goes_on_within(world, tmp_path):
         archive.writestr("a.jsonl", "".join(lines[:7]) + "\n")
         archive.writestr("b.jsonl", "".join(lines[7:]))
 
-    def stream() -> RecordStream:
+    def stream() -> ReaderPass:
         reader = InterleavedReader([tmp_path / "docs.jsonl.zip"], world / "mmc4_images", single_image_drop=0.0)
-        return RecordStream(reader, DataReport(), 0, 0, 4)
+        return ReaderPass(reader, DataReport(), 0, 0, 4)
 
     whole = [record["id"] for _, record in stream()]
     assert len(set(whole)) == len(whole) > 15

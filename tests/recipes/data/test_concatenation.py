@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Dialogues that share a row: whole, in order, each with its own labels, pictures and masks; resumed where it was."""
+"""Dialogues that share a row: whole, in order, each with its own labels, images and masks; resumed where it was."""
 
 import itertools
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from processing import DeemDataCollator
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.data.stream.concatenating import Concatenation, Concatenator
+from recipes.data.stream.concatenation import Concatenation, Concatenator
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 
@@ -18,8 +18,8 @@ def rows_of(lengths: list[int], images: list[int] | None = None, **settings) -> 
     """Names of the samples in each row, for samples of these lengths."""
     concatenator, rows = Concatenator(Concatenation(**settings)), []
     for number, length in enumerate(lengths):
-        record = {"id": str(number), "images": [None] * (images[number] if images else 1)}
-        concatenator.add({"record": record, "tokens": length}, number)
+        sample = {"id": str(number), "images": [None] * (images[number] if images else 1)}
+        concatenator.add({"sample": sample, "tokens": length}, number)
         rows += [row["id"].split("+") for row in concatenator.sequences()]
     return rows
 
@@ -33,7 +33,7 @@ def test_rows_hold_what_fits_in_order() -> None:
 def test_a_row_has_one_mode() -> None:
     concatenator = Concatenator(Concatenation(length=100))
     for number, mode in enumerate(["image_to_text", "image_to_text", "text_to_image"]):
-        concatenator.add({"record": {"id": str(number), "mode": mode}, "tokens": 1}, number)
+        concatenator.add({"sample": {"id": str(number), "mode": mode}, "tokens": 1}, number)
     (row,) = concatenator.sequences()
     assert row["mode"] == "image_to_text" and len(row["samples"]) == 2
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Dialogues -> rows of at most a given length, one behind the other, each whole (data_and_evaluation.md section 2.7)."""
+"""Dialogues put whole, one behind the other, into rows of a given length (data_and_evaluation.md section 2.7)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Concatenation:
 
 
 class Concatenator:
-    """Puts samples into a row as long as they fit, in the order in which they come; the next then begins a new row.
+    """Fills a row with samples in their order as long as they fit; the first that does not fit begins the next row.
 
     Nothing is cut: a sample that fits into no row has one of its own. A row has one mode. The row that is not full at the
-    end of the stream is dropped, as by `Packer`, whose methods these are.
+    end of the stream is dropped. The methods are those of `Packer`.
     """
 
     def __init__(self, settings: Concatenation) -> None:
@@ -35,7 +35,7 @@ class Concatenator:
         """Append a sample.
 
         Args:
-            document: `{"record": sample, "tokens": int}`.
+            document: `{"sample": sample, "tokens": int}`.
             place: where it can be found again.
         """
         if self.held and not self._fits(document):
@@ -45,22 +45,22 @@ class Concatenator:
 
     def _fits(self, document: dict[str, Any]) -> bool:
         both = [held for _, held in self.held] + [document]
-        images = sum(len(one["record"].get("images") or ()) for one in both)
+        images = sum(len(one["sample"].get("images") or ()) for one in both)
         return (
             sum(one["tokens"] for one in both) <= self.settings.length
             and (self.settings.max_images < 0 or images <= self.settings.max_images)
-            and document["record"].get("mode") == both[0]["record"].get("mode")
+            and document["sample"].get("mode") == both[0]["sample"].get("mode")
         )
 
     def sequences(self) -> Iterator[dict[str, Any]]:
-        """All rows that are full, as samples of `processing.DeemDataCollator`: `{"samples", "id", "mode"}`."""
+        """Yield all rows that are full, as samples of `processing.DeemDataCollator`: `{"samples", "id", "mode"}`."""
         while self.full:
-            records = [document["record"] for _, document in self.full.pop(0)]
-            row = {"samples": records, "id": "+".join(record["id"] for record in records)}
-            yield row if records[0].get("mode") is None else {**row, "mode": records[0]["mode"]}
+            samples = [document["sample"] for _, document in self.full.pop(0)]
+            row = {"samples": samples, "id": "+".join(sample["id"] for sample in samples)}
+            yield row if samples[0].get("mode") is None else {**row, "mode": samples[0]["mode"]}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the samples of the unfinished row lie."""
+        """Return the places of the samples in the unfinished row."""
         return {"places": [place for place, _ in self.held]}
 
     def load_state_dict(self, state: dict[str, Any], documents: list[dict[str, Any]]) -> None:

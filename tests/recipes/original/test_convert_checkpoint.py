@@ -12,18 +12,14 @@ from transformers import AutoModel, AutoProcessor, ConvNextConfig, ConvNextModel
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration, DeemProcessor
 from processing import DeemImageProcessorPil
-from recipes.convert_checkpoint import (
-    config_of_weights,
-    convert,
-    deem_config,
-    load_weights,
-    main,
-    number_tokenizer,
-    shapes_of,
-)
+from recipes.convert_checkpoint import main
+from recipes.original.conversion import convert
 from recipes.original.names import drop_unused_points
+from recipes.original.processor import number_tokenizer
+from recipes.original.sizes import config_of_weights, deem_config
+from recipes.original.weights import load_weights, shapes_of
 
-GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden"
+GOLDEN = Path(__file__).resolve().parents[3] / "../shared/golden"
 
 
 @pytest.fixture(scope="module")

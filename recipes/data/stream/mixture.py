@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from recipes.data.readers.reader import DataError
+from recipes.data.faults import DataError
 
 STOPPING = ("longest", "sum", "shortest")
 
@@ -26,7 +26,7 @@ class Mixture:
         generator: the only source of chance.
         stopping: `"longest"` restarts an exhausted source and ends when every source was exhausted once, `"sum"` takes
             an exhausted source out and ends with the last one, `"shortest"` ends at the first exhaustion.
-        account: what the error of a source (by its index) that gave nothing says about it.
+        account: returns, for the index of a source that gave nothing, what the error says about it.
 
     Raises:
         ValueError: for unequal numbers of sources and weights, weights that cannot be drawn from, or an unknown stopping
@@ -95,7 +95,7 @@ class Mixture:
                 batch = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The position between two micro-batches, without that of the sources."""
+        """Return the position between two micro-batches, without that of the sources."""
         return {
             "weights": self.weights.clone(),
             "batches_of_round": list(self.batches_of_round),

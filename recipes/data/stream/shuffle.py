@@ -15,33 +15,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.data.readers.reader import BadSample, DataError, DataReport, Entry, Reader
+from recipes.data.faults import BadSample, DataError, DataReport
+from recipes.data.readers.reader import Entry, Reader
 
 Finish = Callable[[dict[str, Any], random.Random], dict[str, Any]]
 Place = tuple[int, int, int]  # number of the shard in this stream's order, number of the entry in it, its offset
 logger = logging.getLogger(__name__)
 
 
-class RecordStream:
-    """One pass over (a part of) a reader's files; iterating yields `(place, record)`.
+class ReaderPass:
+    """One pass over (a share of) a reader's files; iterating yields `(place, sample)`.
 
     The order depends on `seed`, `epoch` and the reader's name, which is the source as it was typed: another way to
     write the same path gives another order, and two sources with files of the same names have orders of their own.
-    Each record has a generator of its own, seeded by `seed`, `epoch` and its key, so that its random choices do not
-    depend on the order. Entries are shuffled through a buffer that starts to give at a fifth of its size and then
-    grows (WebDataset's rule).
+    Each sample has a generator of its own, seeded by `seed`, `epoch` and its key, so that its random choices do not
+    depend on the order. Entries are shuffled through a buffer, which yields from a fifth of its size on while it
+    still grows (WebDataset's rule).
 
     Args:
         reader: what to read.
         report: receives what was read and skipped.
         seed, epoch: of order and choices.
         shuffle_buffer: entries held for shuffling; 0 or 1 keeps the order within the files.
-        part: `(index, count)`: which of `count` streams this is. They share the files out, or, where there are fewer
+        share: `(index, count)`: which of `count` streams this is. They share the files out, or, where there are fewer
             files than streams, the entries of every file.
         max_skipped: greatest share of unusable entries (see `DataReport.check`).
-        finish: what is done to each record of the reader, with a generator of its own; may raise `BadSample`.
+        finish: what is done to each sample of the reader, with a generator of its own; may raise `BadSample`.
 
-    Any other exception of the reader or of `finish`, on data that nobody foresaw, makes the entry (or the rest of the
+    Any other exception of the reader or of `finish`, on data that no reader foresaw, makes the entry (or the rest of the
     file) unusable as well: no single sample ends a run, and `max_skipped` stops a source full of them.
 
     Raises:
@@ -55,7 +56,7 @@ class RecordStream:
         seed: int,
         epoch: int = 0,
         shuffle_buffer: int = 0,
-        part: tuple[int, int] = (0, 1),
+        share: tuple[int, int] = (0, 1),
         max_skipped: float = 1.0,
         finish: Finish | None = None,
     ) -> None:
@@ -63,8 +64,8 @@ class RecordStream:
         self.choices = f"{seed}/{epoch}"
         self.rng = random.Random(f"{seed}/{epoch}/{reader.name}")
         self.shards = sorted(reader.shards)
-        self.rng.shuffle(self.shards)  # the same in every part
-        index, count = part
+        self.rng.shuffle(self.shards)  # the same for every share
+        index, count = share
         self.stride, self.phase = 1, 0
         if len(self.shards) >= count:
             self.shards = self.shards[index::count]
@@ -81,19 +82,19 @@ class RecordStream:
         for place, entry in self._shuffled():
             shard = self.shards[place[0]].name
             try:
-                record = self.make_record(entry)
+                sample = self.make_sample(entry)
             except BadSample as bad:
                 self.report.reject(self.reader.name, shard, bad.reason, bad.name)
                 self.report.check(self.reader.name, self.max_skipped)
                 continue
-            if record is None:
+            if sample is None:
                 self.report.drop(self.reader.name, shard, entry.key)
                 continue
             self.report.read(self.reader.name, shard)
-            yield place, record
+            yield place, sample
 
-    def make_record(self, entry: Entry, silent: bool = False) -> dict[str, Any] | None:
-        """The sample of an entry, always the same one in this pass; None if the format's rules drop it.
+    def make_sample(self, entry: Entry, silent: bool = False) -> dict[str, Any] | None:
+        """Make the sample of an entry, always the same one in this pass; None if the format's rules drop it.
 
         Raises:
             BadSample: if the entry cannot be used, for whatever reason.
@@ -105,18 +106,18 @@ class RecordStream:
 
         name = f"{self.choices}/{entry.key}"
         try:
-            record = self.reader.record(entry.key, entry.payload, random.Random(name), skip)
-            if record is not None and self.finish is not None:
-                record = self.finish(record, random.Random(f"{name}/finish"))
+            sample = self.reader.make_sample(entry.key, entry.payload, random.Random(name), skip)
+            if sample is not None and self.finish is not None:
+                sample = self.finish(sample, random.Random(f"{name}/finish"))
         except (BadSample, DataError):
             raise
         except Exception as error:
             raise self._unforeseen(error, "entry", entry.key) from error
-        return record
+        return sample
 
     def _unforeseen(self, error: Exception, what: str, name: str) -> BadSample:
-        """What an exception becomes that no reader foresaw. Its words go to the log, once per kind and pass: they may
-        differ each time, and reasons are counted."""
+        """Return the fault for an exception that no reader foresaw. Its message goes to the log, once per kind and pass:
+        messages may differ each time, and reasons are counted."""
         reason = f"unusable {what} ({type(error).__name__})"
         if reason not in self.told:
             self.told.add(reason)
@@ -128,8 +129,8 @@ class RecordStream:
         if self.size <= 1:
             yield from entries
             return
-        for item in entries:
-            self._hold(item)
+        for placed in entries:
+            self._hold(placed)
             if len(self.buffer) < self.size:
                 for more in entries:
                     self._hold(more)
@@ -139,9 +140,9 @@ class RecordStream:
         while self.buffer:
             yield self._pick()
 
-    def _hold(self, item: tuple[Place, Entry]) -> None:
-        self.places[len(self.buffer)] = item[0]
-        self.buffer.append(item)
+    def _hold(self, placed: tuple[Place, Entry]) -> None:
+        self.places[len(self.buffer)] = placed[0]
+        self.buffer.append(placed)
 
     def _pick(self) -> tuple[Place, Entry]:
         index, end = self.rng.randrange(len(self.buffer)), len(self.buffer) - 1
@@ -170,7 +171,7 @@ class RecordStream:
     # ---- position ----
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: shard, entry, places of what is in the buffer, state of the generator."""
+        """Return the position: shard, entry, places of what is in the buffer, state of the generator."""
         return {
             "shards": self._fingerprint(),
             "shard": self.shard,
@@ -219,21 +220,21 @@ class RecordStream:
         return found
 
     def again(self, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
-        """Records that this pass has given before, made again without counting. Raises DataError if one cannot be."""
+        """Make samples again that this pass has given before, without counting them. Raises DataError if one cannot be."""
         made = {}
         for place, entry in self.fetch(places).items():
             try:
-                record = self.make_record(entry, silent=True)
+                sample = self.make_sample(entry, silent=True)
             except BadSample as bad:
-                record, fault = None, str(bad)
+                sample, fault = None, str(bad)
             else:
                 fault = f"{entry.key} is left out now"
-            if record is None:
+            if sample is None:
                 raise DataError(
                     f"{self.reader.name} has changed since the checkpoint: {fault}. Restore it, or start anew in "
                     "another output_dir."
                 )
-            made[place] = record
+            made[place] = sample
         return made
 
     def _fingerprint(self) -> str:
