@@ -2,7 +2,7 @@
 """Stage 1: a DEEM composed of three pretrained parts learns to read and draw from documents and captions.
 
     python recipes/pretrain.py                                               # the built-in default, on a CPU
-    python recipes/pretrain.py --data 'photos/*.tar' --max_steps 20          # the same on your own captioned pictures
+    python recipes/pretrain.py --data 'photos/*.tar' --max_steps 20          # the same on your own captioned images
     python recipes/pretrain.py --config recipes/configs/pretrain.yaml \\
         --vision V --text T --diffusion D --data mmc4/mmc4_annts 'laion/*.tar'   # the paper's settings
     python recipes/pretrain.py --config recipes/configs/pretrain.yaml --dry_run  # what that would do; runs nothing
@@ -13,8 +13,6 @@ from the last complete checkpoint. Writes into `--output_dir`: `initial/` (the c
 """
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +22,8 @@ from modeling_deem import DeemConfig, DeemForConditionalGeneration, drawn_size
 from processing import DeemProcessor
 from recipes.data.sources import DataArguments, find_files
 from recipes.training.defaults import default_data, default_parts, parse_recipe
-from recipes.training.run import RunArguments, load_checkpoint, planned_config, print_plan, train
-from recipes.training.trainer import DeemTrainingArguments, last_complete_checkpoint
+from recipes.training.run import RunArguments, load_for_training, planned_config, print_plan, save_initial, train
+from recipes.training.trainer import DeemTrainingArguments
 
 CONFIG = Path(__file__).parent / "configs" / "pretrain_cpu.yaml"
 
@@ -38,11 +36,11 @@ class ModelArguments:
     vision: str | None = field(default=None, metadata={"help": "Vision encoder with image processor."})
     text: str | None = field(default=None, metadata={"help": "Causal language model with tokenizer."})
     diffusion: str | None = field(default=None, metadata={"help": "Folder laid out as a diffusers pipeline."})
-    num_image_tokens: int = field(default=77, metadata={"help": "Image tokens per picture, when composing."})
+    num_image_tokens: int = field(default=77, metadata={"help": "Image tokens per image, when composing."})
     model_config: dict | str | None = field(
         default=None, metadata={"help": "Fields of DeemConfig, when composing (a mapping; JSON as a flag)."}
     )
-    do_center_crop: bool = field(default=False, metadata={"help": "Crop pictures to a square; else squash them."})
+    do_center_crop: bool = field(default=False, metadata={"help": "Crop images to a square; else squash them."})
 
     def __post_init__(self) -> None:
         if isinstance(self.model_config, str):
@@ -59,9 +57,9 @@ ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)
 
 
 def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
-    """Model and processor to start from."""
+    """Return model and processor to start from."""
     if arguments.model:
-        return load_checkpoint(arguments.model)
+        return load_for_training(arguments.model)
     if not arguments.vision:
         arguments.vision, arguments.text, arguments.diffusion = default_parts()
     processor = DeemProcessor.from_parts(
@@ -84,32 +82,17 @@ def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGenera
 
 
 def planned_model(arguments: ModelArguments, run_args: RunArguments) -> DeemConfig:
-    """Configuration that a dry run plans with; parts are loaded to learn their sizes."""
+    """Return the configuration that a dry run plans with; parts are loaded to learn their sizes."""
     if arguments.vision:
         return load_or_compose(arguments)[0].config
     composed = {"perceiver_config": {"num_queries": arguments.num_image_tokens}, **(arguments.model_config or {})}
     return planned_config(arguments.model, run_args.sizes, None if arguments.model else composed)
 
 
-def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, folder: Path) -> None:
-    """Keep the model as it was before training, for comparison; written whole or not at all.
-
-    One that lies there stays if training goes on from a checkpoint, else it is of a run that came to nothing.
-    """
-    if folder.exists() and last_complete_checkpoint(folder.parent):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    os.replace(unfinished, folder)
-
-
 def load(
     model_args: ModelArguments, run_args: RunArguments, data_args: DataArguments, seed: int
 ) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
-    """Model and processor to start from; fills in the default data."""
+    """Return model and processor to start from; fill in the default data."""
     data_args.data = data_args.data or default_data("mmc4", "captions")
     if run_args.eval_data == ["world"]:
         run_args.eval_data = default_data("mmc4", "captions", held_out=True)
@@ -129,7 +112,7 @@ def main() -> None:
     with training_args.main_process_first(local=False, desc="saving the initial model"):  # the others find it there
         save_initial(model, processor, initial)
     if training_args.lora is not None:  # adapters are saved with the name of what they adapt
-        model, processor = load_checkpoint(str(initial))
+        model, processor = load_for_training(str(initial))
     train(model, processor, run_args, data_args, training_args)
 
 

@@ -1,13 +1,13 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Stages 2 and 3: a pretrained DEEM learns to answer questions about pictures and regions, without forgetting to draw.
+"""Stages 2 and 3: a pretrained DEEM learns to answer questions about images and regions, without forgetting to draw.
 
     python recipes/sft.py                                                    # after recipes/pretrain.py, on a CPU
     python recipes/sft.py --model runs/pretrain --data vqa/ 'captions/*.tar' --data_probs 3 1
     python recipes/sft.py --config recipes/configs/sft_vqa.yaml --dry_run    # what that would do; runs nothing
 
-Without `--config`, recipes/configs/sft_vqa_cpu.yaml holds; flags override it. Caption tars are used three ways in equal
-parts, unless `caption_forms` says otherwise: as dialogues that ask for a description, as dialogues that ask for a
-picture, and as in pretraining. Resuming and the files written are those of recipes/pretrain.py.
+Without `--config`, recipes/configs/sft_vqa_cpu.yaml holds; flags override it. Caption tars are used in three
+ways equally often, unless `caption_forms` says otherwise: as dialogues that ask for a description, as dialogues that ask
+for an image, and as in pretraining. Resuming and the files written are those of recipes/pretrain.py.
 """
 
 import json
@@ -21,7 +21,7 @@ from processing import DeemProcessor
 from recipes.data.readers.captions import FORMS
 from recipes.data.sources import DataArguments
 from recipes.training.defaults import FOLDERS, default_data, parse_recipe
-from recipes.training.run import RunArguments, load_checkpoint, planned_config, print_plan, train
+from recipes.training.run import RunArguments, load_for_training, planned_config, print_plan, train
 from recipes.training.trainer import DeemTrainingArguments
 
 CONFIG = Path(__file__).parent / "configs" / "sft_vqa_cpu.yaml"
@@ -36,7 +36,7 @@ class ModelArguments:
         default=None, metadata={"help": "Fields of DeemConfig that differ (a mapping; JSON as a flag)."}
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the encoder's pictures in pixels; the checkpoint's by default."}
+        default=None, metadata={"help": "Side of the encoder's images in pixels; the checkpoint's by default."}
     )
     world: list[str] = field(
         default_factory=lambda: ["vqa", "captions"],
@@ -64,7 +64,7 @@ ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)
 def load(
     model_args: ModelArguments, run_args: RunArguments, data_args: DataArguments, seed: int
 ) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
-    """Model and processor to start from; fills in the default data.
+    """Return model and processor to start from; fill in the default data.
 
     Raises:
         ValueError: there is no checkpoint yet.
@@ -75,7 +75,7 @@ def load(
             "runs/pretrain, recipes/sft.py runs/sft), or name one by --model."
         )
     set_seed(seed)
-    model, processor = load_checkpoint(model_args.model, model_args.model_config, model_args.image_size)
+    model, processor = load_for_training(model_args.model, model_args.model_config, model_args.image_size)
     if not data_args.data:
         data_args.data = default_data(*model_args.world)
         data_args.data_probs = data_args.data_probs or model_args.world_probs

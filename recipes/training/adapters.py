@@ -19,23 +19,23 @@ from transformers import PreTrainedModel
 from modeling_deem.text_deem import embedding_name
 
 LANGUAGE_MODEL, ENCODER = "model.language_model", "model.vision_tower.encoder"
-# peft makes modules of single names, not of these; and what a picture decoder holds is saved part by part.
+# peft cannot wrap these containers; and the modules of the image decoder are saved one by one.
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 _NEVER_WHOLE = ("model", "image_decoder")
 
 
 def adapted_parts(lora: dict[str, Any] | None) -> list[str]:
-    """Names of the parts that get adapters instead of being trained, for `freeze_parts`."""
+    """Return the names of the parts that get adapters instead of being trained, for `freeze_parts`."""
     if lora is None:
         return []
     return [LANGUAGE_MODEL, ENCODER] if lora.get("vision") else [LANGUAGE_MODEL]
 
 
 def adapter_targets(model: nn.Module, parts: list[str]) -> str:
-    """Pattern of the names of all linear layers in the given parts, layer numbers left open.
+    """Return a pattern of the names of all linear layers in the given parts, whatever their layer number.
 
     Raises:
-        ValueError: a part without linear layers (a ResNet).
+        ValueError: a part has no linear layers (a ResNet).
     """
     targets = set()
     for part in parts:
@@ -49,7 +49,7 @@ def adapter_targets(model: nn.Module, parts: list[str]) -> str:
 
 
 def trained_modules(model: PreTrainedModel) -> list[str]:
-    """Names of the largest modules that train as a whole, apart from tensors that DEEM never trains."""
+    """Return the names of the largest modules that train as a whole, apart from tensors that DEEM never trains."""
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(True)
     model.freeze_fixed_parts()
@@ -74,16 +74,16 @@ def trained_modules(model: PreTrainedModel) -> list[str]:
 
 
 def add_adapters(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
-    """`model` with adapters, and copies to train of all that trains besides; freeze with `adapted_parts` before.
+    """Return `model` with adapters, and with copies to train of all else that trains; freeze `adapted_parts` before.
 
-    Of the tensors that belong to no module, the start-of-image vector is replaced by training the embedding of its token,
-    to which it is added; the null condition of the image decoder stays as it is.
+    Two tensors belong to no module. The start-of-image vector does not train: the embedding of its token, to which it is
+    added, trains in its stead. The null condition of the image decoder stays as it is.
 
     Args:
         lora: `vision`, whether the encoder gets adapters too, and fields of `peft.LoraConfig`.
 
     Raises:
-        ValueError: fields that LoraConfig does not know.
+        ValueError: `lora` has fields that LoraConfig does not know.
     """
     options = {name: value for name, value in lora.items() if name != "vision"}
     if unknown := set(options) - set(LoraConfig.__dataclass_fields__):
@@ -106,9 +106,10 @@ def add_adapters(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
 
 
 def merge_adapters(adapted: PeftModel) -> PreTrainedModel:
-    """The plain model again, with everything that was learned in its own weights."""
+    """Return the plain model again, with everything that was learned in its own weights."""
     return adapted.merge_and_unload()
 
 
 def is_adapted(model: nn.Module) -> bool:
+    """Return whether a model has adapters."""
     return isinstance(model, PeftModel)

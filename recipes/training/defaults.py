@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""What a training recipe does without options: its configuration file, small parts and data of the synthetic world."""
+"""Defaults of a training recipe without options: its configuration file, small parts, data of the synthetic world."""
 
 import os
 import shutil
@@ -19,17 +19,17 @@ from recipes.synthetic.writers import write_formats
 
 WORLD = Path("runs/world")
 PARTS = Path("runs/parts")
-NUM_PICTURES = 2500  # per format
+NUM_IMAGES = 2500  # per format
 SIZE = 64
 # Where write_formats puts a format.
 FOLDERS = {"mmc4": "mmc4_annts"} | {
     name: name for name in ("captions", "vqa", "karpathy", "refcoco", "vg", "coco", "osprey", "refcoco_masks", "chats")
 }
-NUM_HELD_OUT = 200  # pictures, per format
+NUM_HELD_OUT = 200  # images, per format
 
 
 def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Parse flags over a YAML file: the one that `--config` names, else `config`.
+    """Parse flags over a YAML file: the one that `--config` names, else `config`. Returns one object per dataclass.
 
     Args:
         dataclasses: one per group of options.
@@ -37,7 +37,7 @@ def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] 
         args: command line without the program's name; that of the process by default.
 
     Raises:
-        ValueError: for an unknown flag or key, offering near names, or a configuration file that is not there.
+        ValueError: a flag or key is unknown (the message offers near names), or the configuration file does not exist.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
@@ -64,31 +64,31 @@ def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] 
 
 
 def default_data(*formats: str, held_out: bool = False) -> list[str]:
-    """Folders of world data in the named formats below runs/world, made where missing.
+    """Return the folders of world data in the named formats below runs/world, made where missing.
 
     Args:
         formats: of `FOLDERS`.
-        held_out: pictures that are never trained on, in a folder of their own.
+        held_out: images that are never trained on, in a folder of their own.
     """
     world = WORLD / "held_out" if held_out else WORLD
-    number = NUM_HELD_OUT if held_out else NUM_PICTURES
+    number = NUM_HELD_OUT if held_out else NUM_IMAGES
     with PartialState().main_process_first():  # of several processes one makes it, and the others find it
         for name in formats:
             # scenes of its own for each format, all below HELD_OUT unless asked for
             start = number * list(FOLDERS).index(name) + held_out * HELD_OUT
             if not (world / FOLDERS[name]).exists():
-                print(f"Making {number} pictures of the synthetic world as {world / FOLDERS[name]}")
+                print(f"Making {number} images of the synthetic world as {world / FOLDERS[name]}")
                 _make_format(name, world, number, start)
     return [str(world / FOLDERS[name]) for name in formats]
 
 
 def _make_format(name: str, world: Path, number: int, start: int) -> None:
-    """One format of the world, below `world` when all of it is there."""
+    """Write one format of the world; it appears below `world` once it is whole."""
     unfinished = WORLD.with_name(f"{WORLD.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     write_formats(unfinished, World(size=SIZE), number, start, "medium", [name])
     world.mkdir(parents=True, exist_ok=True)
-    # The folder that is looked for comes last: if it is there, all of the format is.
+    # The folder that `default_data` looks for comes last: if it exists, the format is whole.
     for made in sorted(unfinished.iterdir(), key=lambda path: path.name == FOLDERS[name]):
         target = world / made.name
         if target.is_dir():
@@ -98,15 +98,15 @@ def _make_format(name: str, world: Path, number: int, start: int) -> None:
 
 
 def default_parts() -> tuple[str, str, str]:
-    """Folders of vision encoder, language model and diffusion pipeline below runs/parts, trained where missing.
+    """Return the folders of vision encoder, language model and diffusion pipeline below runs/parts, trained where missing.
 
     Raises:
-        subprocess.CalledProcessError: if their training fails.
+        subprocess.CalledProcessError: their training fails.
     """
     folders = [PARTS / name for name in ("vision", "text", "diffusion")]
     with PartialState().main_process_first():
         if not all(folder.is_dir() for folder in folders):
-            # A process of its own: its seed, threads and memory are no business of the training that follows.
+            # In a process of its own, so that its seed, threads and memory do not matter to the training that follows.
             command = [sys.executable, str(Path(__file__).parents[1] / "parts.py"), "--out", str(PARTS)]
             subprocess.run(command, check=True)
     vision, text, diffusion = map(str, folders)

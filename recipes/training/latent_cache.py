@@ -1,9 +1,9 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""A cache of what the VAE makes of pictures, so that training needs no VAE (recipes/precompute_latents.py fills it).
+"""A cache of the latents of images, so that training needs no VAE (recipes/precompute_latents.py fills it).
 
-A cache is a folder of safetensors files. Each holds, by the content of a picture, the mean and standard deviation of its
+A cache is a folder of safetensors files. Each holds, by the content of an image, the mean and standard deviation of its
 latents (`DeemImageDecoder.encode_posterior`); so sampling stays random, and equals that of training without a cache.
-Every file says which VAE and which transform it was made with.
+The metadata of each file names the VAE and the transform it was made with.
 """
 
 import hashlib
@@ -24,9 +24,12 @@ from recipes.data.stream.steps import turn_upright
 SUFFIX = ".safetensors"
 
 
-def picture_key(image: Image.Image) -> str:
-    """Name of a picture by its content: mode, size and pixels as it is to be seen. A mirrored picture is another, and
-    so are the same pixels with another EXIF orientation, which the image processor obeys."""
+def image_key(image: Image.Image) -> str:
+    """Return the name of an image by its content: mode, size and pixels as it is to be seen.
+
+    A mirrored image has another name, and so have the same pixels with another EXIF orientation, which the image
+    processor obeys.
+    """
     image = turn_upright(image)
     digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
     digest.update(image.tobytes())
@@ -34,7 +37,7 @@ def picture_key(image: Image.Image) -> str:
 
 
 def transform_id(processor: DeemProcessor) -> str:
-    """What the processor does to a picture before the VAE sees it, as JSON."""
+    """Return what the processor does to an image before the VAE sees it, as JSON."""
     images = processor.image_processor
     settings = {
         name: getattr(images, name) for name in ("do_resize", "do_center_crop", "do_rescale", "rescale_factor")
@@ -45,7 +48,7 @@ def transform_id(processor: DeemProcessor) -> str:
 
 
 def vae_id(vae: nn.Module) -> str:
-    """Name of a VAE by its weights and what scales its latents."""
+    """Return the name of a VAE by its weights and what scales its latents."""
     digest = hashlib.sha256(repr([vae.config.get(name) for name in ("scaling_factor", "shift_factor")]).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode())
@@ -54,7 +57,7 @@ def vae_id(vae: nn.Module) -> str:
 
 
 def checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """Of names and values, in the order of the names."""
+    """Return the SHA-256 of names and values, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
@@ -63,7 +66,12 @@ def checksum(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor], vae: str, transform: str) -> None:
-    """Write one file of a cache, whole or not at all."""
+    """Write one file of a cache, whole or not at all.
+
+    Args:
+        tensors: (8, s, s) of each image, by `image_key`.
+        vae, transform: what they were made with, from `vae_id` and `transform_id`.
+    """
     unfinished = path.with_suffix(".unfinished")
     metadata = {"vae": vae, "transform": transform, "checksum": checksum(tensors)}
     save_file(tensors, unfinished, metadata)
@@ -71,14 +79,14 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor], vae: str, transfor
 
 
 class LatentCache:
-    """The cache in a folder.
+    """The cache in a folder: `cache[image_key(image)]` is (8, s, s).
 
     Args:
         folder: made by recipes/precompute_latents.py.
         vae, transform: what it must have been made with, from `vae_id` and `transform_id`.
 
     Raises:
-        ValueError: there is none, a file cannot be read, or it was made with another VAE or transform.
+        ValueError: the folder holds no cache, a file cannot be read, or it was made with another VAE or transform.
     """
 
     def __init__(self, folder: str | Path, vae: str, transform: str) -> None:
@@ -119,7 +127,7 @@ class LatentCache:
         return self._handle(self.shard_of[key]).get_tensor(key)
 
     def verify(self) -> None:
-        """Read every file whole. Raises ValueError for one whose content is not what was written."""
+        """Read every file whole; raise ValueError for one that does not hold what was written to it."""
         for shard in sorted(set(self.shard_of.values())):
             handle = self._handle(shard)
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}
@@ -133,7 +141,7 @@ class LatentCollator(DeemDataCollator):
     """A collator that looks `target_latents` up instead of making `target_pixel_values`.
 
     Raises:
-        ValueError: when called, for a picture that is not in the cache.
+        ValueError: when called, for an image that is not in the cache.
     """
 
     def __init__(self, processor: DeemProcessor, cache: LatentCache, **options: Any) -> None:
@@ -141,19 +149,19 @@ class LatentCollator(DeemDataCollator):
         self.cache = cache
 
     def _pictures(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
-        keys = [picture_key(image) for image in images]
+        keys = [image_key(image) for image in images]
         if missing := [number for number, key in enumerate(keys) if key not in self.cache]:
             raise ValueError(
-                f"{len(missing)} of {len(images)} pictures of a batch are not among the {len(self.cache)} latents of "
+                f"{len(missing)} of {len(images)} images of a batch are not among the {len(self.cache)} latents of "
                 f"{self.cache.folder}. Compute them by recipes/precompute_latents.py with this run's --data and "
-                "--random_flip; pictures that are cropped at random cannot be cached."
+                "--random_flip; images that are cropped at random cannot be cached."
             )
         latents = torch.stack([self.cache[key] for key in keys])
         return {**super()._pictures(images, region_masks), "target_latents": latents}
 
 
 class AbsentVae(nn.Module):
-    """In the place of a VAE that training does not need; its weights stay in main memory, for checkpoints."""
+    """Stands in for a VAE that training does not need; its weights stay in main memory, for checkpoints."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
@@ -162,13 +170,13 @@ class AbsentVae(nn.Module):
 
     def encode(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
-            "This run reads latents from a cache and holds no VAE: pictures can be neither encoded nor drawn."
+            "This run reads latents from a cache and holds no VAE: images can be neither encoded nor drawn."
         )
 
     decode = encode
 
 
 def remove_vae(model: DeemForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """Take the VAE out of a model. Returns its weights under the names that a checkpoint has them."""
+    """Take the VAE out of a model and return its weights, under their names in a checkpoint."""
     model.image_decoder.vae = AbsentVae(model.image_decoder.vae)
     return {f"image_decoder.vae.{name}": tensor for name, tensor in model.image_decoder.vae.weights.items()}

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Parts of a model by name: which are frozen, which learn at what rate, and the table that says so."""
+"""Parts of a model by name: which are frozen, which learn at what rate, and the table of both."""
 
 import difflib
 import math
@@ -13,19 +13,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 OLD_ROWS = "lm_head.old_rows"
-# What peft adds to names; of a module that it trains in a copy, the copy bears the name.
+# What peft adds to names. Where it trains a copy of a module, the name stands for the copy.
 _OF_PEFT = re.compile(
     r"^base_model\.model\.|\.(original_module|modules_to_save\.default|base_layer|token_adapter)(?=\.)"
 )
 
 
 def match_parameters(pattern: str, names: Iterable[str]) -> list[str]:
-    """Names that contain `pattern` as whole dotted components; `*` and `?` stand for anything within it.
+    """Return the names that contain `pattern` as whole dotted components; `*` and `?` stand for anything within it.
 
     `gate` matches `model.image_attention.0.gate`, not `mlp.gate_proj.weight`; `gate*` matches both.
 
     Raises:
-        ValueError: if nothing matches, offering near names.
+        ValueError: nothing matches; the message offers near names.
     """
     names = list(names)
     inner = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
@@ -49,12 +49,12 @@ def match_parameters(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by the names they have without adapters."""
+    """Return the parameters by the names they have without adapters."""
     return {_OF_PEFT.sub("", name): parameter for name, parameter in model.named_parameters()}
 
 
 def part_of(name: str) -> str:
-    """The part a parameter belongs to: a child of the model, and of the image decoder."""
+    """Return the part a parameter belongs to: a child of the model, or of the image decoder."""
     pieces = name.removeprefix("model.").split(".")
     return ".".join(pieces[: 2 if pieces[0] == "image_decoder" else 1])
 
@@ -67,7 +67,7 @@ def freeze_parts(model: PreTrainedModel, patterns: Collection[str]) -> None:
     `lm_head` is named.
 
     Raises:
-        ValueError: if a pattern matches no parameter.
+        ValueError: a pattern matches no parameter.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     whole = [pattern for pattern in patterns if pattern != OLD_ROWS]
@@ -80,7 +80,7 @@ def freeze_parts(model: PreTrainedModel, patterns: Collection[str]) -> None:
 
 
 def first_new_token(model: PreTrainedModel) -> int:
-    """Size of the language model's own vocabulary: DEEM's tokens were added behind it."""
+    """Return the size of the language model's own vocabulary: DEEM's tokens were added behind it."""
     return min(model.config.image_token_id, model.config.start_of_image_token_id)
 
 
@@ -99,7 +99,7 @@ class _OldRowsFixed(torch.autograd.Function):
         return gradient, None
 
 
-# Within the forward, unlike hooks on parameters, the rule also holds for what DDP, FSDP2, DeepSpeed and PEFT make of them.
+# A rule within the forward holds under DDP, FSDP2, DeepSpeed and PEFT too, which replace parameters; hooks do not.
 class _NewRowsLinear(nn.Linear):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else _OldRowsFixed.apply(self.bias, self.first_new_row)
@@ -128,7 +128,7 @@ def train_only_new_rows(model: PreTrainedModel, first_new_row: int) -> None:
 
 
 def new_rows(model: nn.Module) -> dict[str, int]:
-    """First trained row by name, of the parameters of which only the last rows train."""
+    """Return the first trained row, by name, of the parameters of which only the last rows train."""
     return {
         _OF_PEFT.sub("", name): module.first_new_row
         for prefix, module in model.named_modules()
@@ -138,7 +138,7 @@ def new_rows(model: nn.Module) -> dict[str, int]:
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
-    """Biases, and every parameter of a normalization layer."""
+    """Return the names of biases, and of all parameters of normalization layers."""
     return {
         _OF_PEFT.sub("", name)
         for prefix, module in model.named_modules()
@@ -150,17 +150,17 @@ def no_decay_names(model: nn.Module) -> set[str]:
 def parameter_groups(
     model: nn.Module, groups: dict[str, dict[str, float]] | None, lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of the trainable parameters; the first matching name wins.
+    """Return the optimizer groups of the trainable parameters; the first matching name wins.
 
     Args:
         groups: `{pattern: {"lr": float, "weight_decay": float}}`, each value optional.
-        lr, weight_decay: for what no pattern matches.
+        lr, weight_decay: of the parameters that no pattern matches.
 
     Returns:
         groups with `params`, `names`, `lr`, `weight_decay`. Parameters of equal settings share a group.
 
     Raises:
-        ValueError: for a pattern that matches no parameter, or an unknown setting.
+        ValueError: a pattern matches no parameter, or a setting is unknown.
     """
     parameters = parameters_by_name(model)
     settings = dict.fromkeys(parameters, (lr, weight_decay))
@@ -189,7 +189,7 @@ def parameter_groups(
 
 
 def parts_table(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`{part: {"trainable": int, "frozen": int, "lr": [...], "weight_decay": [...]}}`, parameters counted once."""
+    """Return `{part: {"trainable": int, "frozen": int, "lr": [...], "weight_decay": [...]}}`, parameters counted once."""
     setting = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
     first = new_rows(model)
     table: dict[str, dict[str, Any]] = {}
@@ -210,7 +210,7 @@ def parts_table(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dic
 
 
 def format_parts(table: dict[str, dict[str, Any]]) -> str:
-    """The table of parts as aligned text, with totals."""
+    """Return the table of parts as aligned text, with totals."""
     rows = [("part", "trainable", "frozen", "lr", "weight decay")]
     for part, row in table.items():
         rates, decays = (", ".join(f"{value:g}" for value in row[key]) or "-" for key in ("lr", "weight_decay"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""What a training run would do, computed from shapes alone: parts, groups, steps, memory of each rank."""
+"""The plan of a training run, computed from shapes alone: parts, groups, steps, memory of each rank."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ OPTIMIZER_BYTES = {
     "paged_adamw_8bit": 2,
     "sgd": 0,
 }
-WAYS = ("DDP", "ZeRO-1", "FSDP2")
+STRATEGIES = ("DDP", "ZeRO-1", "FSDP2")
 
 
 def build(config: DeemConfig) -> DeemForConditionalGeneration:
-    """The model on the meta device: shapes, no memory."""
+    """Build the model on the meta device: shapes, no memory."""
     with torch.device("meta"):
         return DeemForConditionalGeneration(config)
 
 
-def memory(model: nn.Module, args: DeemTrainingArguments, way: str, ranks: int) -> dict[str, float]:
-    """Bytes that one rank holds between two steps, and the gradients on top: activations are not in it.
+def memory(model: nn.Module, args: DeemTrainingArguments, strategy: str, ranks: int) -> dict[str, float]:
+    """Return the bytes that one rank holds between two steps, and the gradients; activations are not counted.
 
     | | parameters | gradients | optimizer state |
     |---|---|---|---|
@@ -37,6 +37,9 @@ def memory(model: nn.Module, args: DeemTrainingArguments, way: str, ranks: int) 
     | FSDP2 | shared out, and twice the largest unit that is gathered | shared out | shared out |
 
     Without half precision (`bf16`, `fp16`) ZeRO-1 keeps all as it is, without a copy.
+
+    Raises:
+        ValueError: the optimizer or the strategy is not known.
     """
     state_bytes = OPTIMIZER_BYTES.get(args.optim.value)
     if state_bytes is None:
@@ -48,26 +51,26 @@ def memory(model: nn.Module, args: DeemTrainingArguments, way: str, ranks: int) 
     count = sum(p.numel() for p in trained)
     frozen_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     trained_bytes = sum(p.numel() * p.element_size() for p in trained)
-    if way == "DDP":
-        parts = (frozen_bytes + trained_bytes, 2 * trained_bytes if ranks > 1 else trained_bytes, state_bytes * count)
-    elif way == "ZeRO-1":
+    if strategy == "DDP":
+        sizes = (frozen_bytes + trained_bytes, 2 * trained_bytes if ranks > 1 else trained_bytes, state_bytes * count)
+    elif strategy == "ZeRO-1":
         half = args.bf16 or args.fp16
         whole = 2 * sum(p.numel() for p in model.parameters()) if half else frozen_bytes + trained_bytes
-        parts = (whole + half * 4 * count / ranks, (2 if half else 4) * count, state_bytes * count / ranks)
-    elif way == "FSDP2":
+        sizes = (whole + half * 4 * count / ranks, (2 if half else 4) * count, state_bytes * count / ranks)
+    elif strategy == "FSDP2":
         gathered = 2 * max(unit_bytes(model), default=0) if ranks > 1 else 0
-        parts = (
+        sizes = (
             (frozen_bytes + trained_bytes) / ranks + gathered,
             trained_bytes / ranks,
             state_bytes * count / ranks,
         )
     else:
-        raise ValueError(f"Unknown way {way!r}: choose one of {', '.join(WAYS)}.")
-    return dict(zip(("parameters", "gradients", "optimizer"), parts, strict=True))
+        raise ValueError(f"Unknown strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}.")
+    return dict(zip(("parameters", "gradients", "optimizer"), sizes, strict=True))
 
 
 def unit_bytes(model: nn.Module) -> list[int]:
-    """Bytes of each unit that FSDP2 gathers at once: the layers that must not be split, and all that is outside them."""
+    """Return the bytes of each unit that FSDP2 gathers at once: each layer that must not be split, and all the rest."""
     names = set(model._no_split_modules or [])
     unit_of: dict[nn.Parameter, nn.Module] = dict.fromkeys(model.parameters(), model)
     for module in model.modules():  # outer modules before inner ones, which keep their own
@@ -80,17 +83,17 @@ def unit_bytes(model: nn.Module) -> list[int]:
 
 
 def format_memory(model: nn.Module, args: DeemTrainingArguments, ranks: int) -> str:
-    """The memory of each rank as a table, in 10^9 bytes."""
+    """Return the memory of each rank as a table, in 10^9 bytes."""
     lines = [f"{'per rank, GB':14}{'parameters':>12}{'gradients':>12}{'optimizer':>12}{'total':>12}"]
-    for way in WAYS:
-        row = memory(model, args, way, ranks)
+    for strategy in STRATEGIES:
+        row = memory(model, args, strategy, ranks)
         cells = "".join(f"{value / 1e9:12.2f}" for value in (*row.values(), sum(row.values())))
-        lines.append(f"{way:14}{cells}")
+        lines.append(f"{strategy:14}{cells}")
     return "\n".join(lines)
 
 
 def format_groups(groups: list[dict[str, Any]]) -> str:
-    """One line per optimizer group."""
+    """Return a table with one line per optimizer group."""
     lines = [f"{'lr':>8}  {'decay':>6}  {'tensors':>8}  {'parameters':>14}  first"]
     for group in groups:
         count = sum(p.numel() for p in group["params"])
@@ -107,7 +110,7 @@ def make_plan(
     ranks: tuple[int, ...] = (1, 8, 32),
     without_vae: bool = False,
 ) -> str:
-    """The plan of a run as text.
+    """Return the plan of a run as text.
 
     Args:
         config: of the model, which is built on the meta device.

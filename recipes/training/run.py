@@ -1,6 +1,8 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""What the training recipes share: their common options, and the way from a model and data to a trained checkpoint."""
+"""What the training recipes share: options, loading, the data of evaluations, the run itself."""
 
+import os
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from recipes.evaluation.answers import is_question
 from recipes.original.published import SIZES
 from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.training.plan import make_plan
-from recipes.training.trainer import DeemTrainer, DeemTrainingArguments
+from recipes.training.trainer import DeemTrainer, DeemTrainingArguments, last_complete_checkpoint
 
 
 @dataclass
@@ -35,7 +37,7 @@ class RunArguments:
     )
     eval_data: list[str] = field(
         default_factory=list,
-        metadata={"help": "Held-out sources, as --data; `world` for unseen pictures of the world. See eval_strategy."},
+        metadata={"help": "Held-out sources, as --data; `world` for unseen images of the world. See eval_strategy."},
     )
     eval_samples: int = field(default=64, metadata={"help": "Held-out samples that the losses are computed on."})
     eval_answers: int = field(default=0, metadata={"help": "Questions among them that the model is asked."})
@@ -44,14 +46,14 @@ class RunArguments:
     )
 
 
-def load_checkpoint(
+def load_for_training(
     folder: str, model_config: dict[str, Any] | None = None, image_size: int | None = None
 ) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
-    """Model and processor of a DEEM checkpoint.
+    """Return model and processor of a DEEM checkpoint.
 
     Args:
-        model_config: fields of `DeemConfig` to change; what that adds starts fresh.
-        image_size: side of the encoder's pictures in pixels, if not the checkpoint's.
+        model_config: fields of `DeemConfig` to change; parts that they add are initialized.
+        image_size: side of the encoder's images in pixels, if not the checkpoint's.
     """
     processor = AutoProcessor.from_pretrained(folder)
     if image_size is not None:
@@ -59,8 +61,24 @@ def load_checkpoint(
     return AutoModel.from_pretrained(folder, **(model_config or {})), processor
 
 
+def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, folder: Path) -> None:
+    """Keep the model as it was before training, for comparison; written whole or not at all.
+
+    A folder that is already there stays if training goes on from a checkpoint; without one it is left from a run that
+    wrote none, and is replaced.
+    """
+    if folder.exists() and last_complete_checkpoint(folder.parent):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    os.replace(unfinished, folder)
+
+
 def planned_config(folder: str | None, sizes: str | None, model_config: dict[str, Any] | None) -> DeemConfig:
-    """What a dry run plans with: the configuration of a checkpoint, else known sizes.
+    """Return the configuration that a dry run plans with: of the checkpoint if there is one, else of known sizes.
 
     Raises:
         ValueError: there is neither.
@@ -78,12 +96,12 @@ def planned_config(folder: str | None, sizes: str | None, model_config: dict[str
 def print_plan(
     config: DeemConfig, run_args: RunArguments, data_args: DataArguments, training_args: DeemTrainingArguments
 ) -> None:
-    """What `--dry_run` prints."""
+    """Print what `--dry_run` answers."""
     print(make_plan(config, training_args, data_args.pack_length, without_vae=run_args.latents is not None))
 
 
 def needs_targets(model: DeemForConditionalGeneration) -> bool:
-    """Whether a loss asks for pictures to redraw or to draw."""
+    """Whether a loss needs target images."""
     weights = model.loss_weights()
     return model.image_decoder is not None and bool(weights["image_loss"] or weights["consistency_loss"])
 
@@ -95,10 +113,10 @@ def held_out_samples(
     training_args: DeemTrainingArguments,
     caption_forms: tuple[str, ...],
 ) -> list[dict[str, Any]]:
-    """The samples that evaluations use, the same in each and none twice; whole micro-batches, each of one source.
+    """Return the samples that every evaluation uses, none twice; whole micro-batches, each of one source.
 
     Raises:
-        ValueError: held-out data that no evaluation would read.
+        ValueError: there are held-out data, but no evaluation that would read them.
     """
     if not run_args.eval_data:
         return []
@@ -123,7 +141,7 @@ def held_out_samples(
     samples = iter(stream)  # without end: a second pass follows the first
     while len(taken) < run_args.eval_samples:
         batch = [next(samples) for _ in range(batch_size)]
-        # packed sequences share documents as it is
+        # documents of packed sequences may come twice
         names = {(one["id"], str(one.get("messages"))) for one in batch if not {"input_ids", "samples"} & one.keys()}
         if names & seen:
             print(f"--eval_data has {len(taken)} samples in whole micro-batches, fewer than --eval_samples.")

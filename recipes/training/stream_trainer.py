@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""transformers' Trainer that goes on in a `MixedDataset` exactly where a checkpoint left it, without replaying it."""
+"""transformers' Trainer that goes on in a `MixedDataset` exactly where a checkpoint left it, without replaying data."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ POSITION_FILE = "data_position_{rank}.pt"
 
 
 class _EndlessEpoch(TrainerCallback):
-    """Trainer counts the epoch from where a run was resumed, if batches are not replayed."""
+    """Count the epoch by steps: where batches are not replayed, Trainer counts it from where a run was resumed."""
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         state.epoch = state.global_step / state.max_steps
@@ -26,7 +26,7 @@ class _EndlessEpoch(TrainerCallback):
 class StreamTrainer(Trainer):
     """A Trainer that knows `MixedDataset`; with other datasets it is transformers' own.
 
-    Each process reads its own part of the data, and so does each data worker. A checkpoint receives the position of
+    Each process reads its own share of the data, and so does each data worker. A checkpoint receives the position of
     every process in `data_position_<rank>.pt`.
     """
 
@@ -42,8 +42,8 @@ class StreamTrainer(Trainer):
         return self.train_dataset if isinstance(self.train_dataset, MixedDataset) else None
 
     def get_train_dataloader(self) -> DataLoader:
-        """As the base class; a `MixedDataset` already reads the part of this process, so accelerate must not split it
-        again (nor read a batch ahead of the position)."""
+        """As the base class; for a `MixedDataset`, which reads the share of this process only, without accelerate, which
+        would split it again and read a batch ahead of the position."""
         if self._stream is None:
             return super().get_train_dataloader()
         return DataLoader(
@@ -57,12 +57,12 @@ class StreamTrainer(Trainer):
         )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:
-        """The micro-batches of one optimizer step; notes how far the data has been consumed."""
+        """Return the micro-batches of one optimizer step; note how far the data has been consumed."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
             if (position := batch.pop(POSITION, None)) is not None:
                 self._stream.note(position)
-        if self._resumed_from is not None:  # starting the DataLoader has drawn a number
+        if self._resumed_from is not None:  # starting the DataLoader has drawn a random number
             self._load_rng_state(self._resumed_from)
             self._resumed_from = None
         return batches, num_items
@@ -71,7 +71,7 @@ class StreamTrainer(Trainer):
         """As the base class; the data goes on from the checkpoint's position.
 
         Raises:
-            ValueError: if the checkpoint holds no data position.
+            ValueError: the checkpoint holds no data position.
         """
         if resume_from_checkpoint and self._stream is not None:
             file = Path(resume_from_checkpoint, POSITION_FILE.format(rank=self.args.process_index))

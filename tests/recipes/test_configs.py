@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from recipes import pretrain, sft, sft_trl
 from recipes.training.defaults import parse_recipe
-from recipes.training.plan import WAYS, memory, unit_bytes
+from recipes.training.plan import STRATEGIES, memory, unit_bytes
 from recipes.training.run import planned_config
 from recipes.training.trainer import prepare_parts
 
@@ -71,7 +71,7 @@ def test_every_config_has_a_plan(config, tmp_path, monkeypatch, capsys):
     plan = capsys.readouterr().out
     official = not config.name.endswith("_cpu.yaml")
     assert ("6,607,368,192" in plan) == official  # the language model's parameters
-    assert "steps       0" in plan and all(f"{way} " in plan for way in WAYS)
+    assert "steps       0" in plan and all(f"{strategy} " in plan for strategy in STRATEGIES)
     assert not (tmp_path / "run").exists()
     if (
         config.name.endswith("_single_gpu.yaml") or config.name == "sft_trl.yaml"

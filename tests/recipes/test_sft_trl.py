@@ -17,10 +17,10 @@ from trl import SFTConfig, SFTTrainer
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes import sft_trl
-from recipes.sft_trl import ChatCollator, TextTrainer, TextTrainingArguments, load_rows, make_trainer
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training.adapters import LANGUAGE_MODEL, adapter_targets
+from recipes.training.text_trainer import ChatCollator, TextTrainer, TextTrainingArguments, load_rows, make_trainer
 
 OPTIONS = {
     "use_cpu": True,
@@ -83,13 +83,13 @@ def test_batches_are_those_of_our_collator_and_of_trls_own(rows, tiny_processor,
 
 
 def test_rows_as_trl_allows_them(rows, tiny_processor):
-    """Plain strings: the pictures stand before what the user says first. One picture may be called `image`."""
-    picture = rows[0]["images"][0]
-    parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    """Plain strings: the images stand before what the user says first. One image may be called `image`."""
+    image = rows[0]["images"][0]
+    items = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     answer = {"role": "assistant", "content": "A star"}
     same = [
-        {"messages": [{"role": "user", "content": "What is it?"}, answer], "images": [picture]},
-        {"messages": [{"role": "user", "content": parts}, answer], "image": picture},
+        {"messages": [{"role": "user", "content": "What is it?"}, answer], "images": [image]},
+        {"messages": [{"role": "user", "content": items}, answer], "image": image},
     ]
     batches = [ChatCollator(tiny_processor)([row]) for row in same]
     assert all(torch.equal(batches[0][name], batches[1][name]) for name in INPUTS)
@@ -132,7 +132,7 @@ def test_loss_and_gradients_are_those_of_our_text_loss(rows, tiny_processor, tmp
     half = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(100))
     ours = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(100)).text_loss
     torch.testing.assert_close(half, ours, rtol=0, atol=1e-5)
-    # the pictures to draw that our own forward would use are passed over
+    # the target images that our own forward would use are passed over
     drawn = DeemDataCollator(tiny_processor)([rows[0]])
     trainer.compute_loss(model, dict(drawn))
     assert not calls

@@ -30,7 +30,7 @@ from recipes.data.readers.files import read_lines
 from recipes.data.readers.interleaved import keep_some, spaces_removed
 from recipes.data.readers.questions import question_messages
 from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
-from recipes.data.samples import around_images, dialogue
+from recipes.data.samples import IMAGE, around_images, content, dialogue
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}  # of `datasets`
@@ -215,15 +215,12 @@ class DatasetReader(Reader):
 
     def _items(self, said: Any) -> list[dict[str, Any]]:
         if isinstance(said, str):
-            cleaned = remove_reserved(said, self.reserved[1:])
-            return around_images(cleaned, self.image_token)
+            # the placeholder is a special token too: cleaned first, the text would lose its places
+            said = around_images(said, self.image_token)
         # rows of one schema carry every key in every item
-        return [
-            {"type": "image"}
-            if item["type"] == "image"
-            else {"type": "text", "text": remove_reserved(item["text"], self.reserved)}
-            for item in said
-        ]
+        return content(
+            *(IMAGE if item["type"] == "image" else remove_reserved(item["text"], self.reserved) for item in said)
+        )
 
     def _question(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
         answers = next((row[name] for name in ANSWERS if row.get(name)), None)

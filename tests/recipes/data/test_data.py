@@ -369,7 +369,7 @@ def test_sources_are_found_by_content(tmp_path):
 
 def test_the_default_data_is_made_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(defaults, "NUM_PICTURES", 3)
+    monkeypatch.setattr(defaults, "NUM_IMAGES", 3)
     folders = defaults.default_data("mmc4", "captions", "vqa")
     assert [find_files(folder)[0] for folder in folders] == ["interleaved", "captions", "questions"]
     samples, counts = read(InterleavedReader(find_files(folders[0])[1], Path("runs/world/mmc4_images")))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+from data_fixtures import fault, read_source, texts
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from processing import DeemDataCollator
 from recipes.data.faults import DataError, DataReport
 from recipes.data.formats import READERS, find_files
 from recipes.data.sources import DataArguments, build_dataset
@@ -118,3 +120,50 @@ def test_rows_that_cannot_be_read_at_all_say_why(tmp_path) -> None:
     (tmp_path / "chats.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DataError, match="No row of .* can be read: unreadable data file: chats.parquet"):
         read(tmp_path / "chats.parquet")
+
+
+PLACED = [
+    [("user", "First <image> then <image>. Which is red?"), ("assistant", "the first")],
+    [("user", "Hello."), ("assistant", "Hi."), ("user", "<image> What is it?"), ("assistant", "red")],
+    [("user", "<image> What?"), ("assistant", "red"), ("user", "<image> And this?"), ("assistant", "blue")],
+    [("user", "Draw a red square."), ("assistant", "<image>")],
+    [
+        ("user", "Draw <image> as a star.</s>"),
+        ("assistant", "Here: <image>"),
+        ("user", "?"),
+        ("assistant", "<image>!"),
+    ],
+    [("system", "Be short."), ("user", "<pad>W<image>"), ("assistant", "W<image>")],
+]
+
+
+def test_placeholders_in_plain_strings_stay_where_they_were_written(tmp_path, tiny_processor) -> None:
+    """Also with the special tokens of a real processor, of which the placeholder is one."""
+    rows = []
+    for turns in PLACED:
+        count = sum(said.count("<image>") for _, said in turns)
+        messages = [{"role": role, "content": said} for role, said in turns]
+        rows.append({"messages": messages, "images": ["red.png"] * count})
+    samples, skipped = read_source(write_jsonl(tmp_path / "chats", list(map(json.dumps, rows))), tiny_processor)
+    said = [[text.replace("</s>", "").replace("<pad>", "") for _, text in turns] for turns in PLACED]
+    assert [texts(sample) for sample in samples] == said and not skipped
+    assert [sample["mode"] for sample in samples] == ["image_to_text"] * 3 + ["interleaved"] * 3
+    collator, image = DeemDataCollator(tiny_processor), tiny_processor.image_token_id
+    for sample, turns in zip(samples, PLACED, strict=True):
+        ids = collator([sample])["input_ids"][0]
+        expected = sum(text.count("<image>") for _, text in turns) * tiny_processor.num_image_tokens
+        assert (ids == image).sum() == expected
+
+
+def test_the_given_chats_keep_their_places(tiny_processor) -> None:
+    samples, skipped = read_source(fault("rows/chats.jsonl"), tiny_processor)
+    assert not skipped and [texts(sample) for sample in samples] == [
+        ["First <image> then <image>. Which is red?", "the first"],
+        ["Hello.", "Hi.", "<image> What is it?", "red"],
+        ["<image> What?", "red", "<image> And this?", "blue"],
+        ["Draw a red square.", "<image>"],
+        ["Draw a red square.", "<image>"],
+    ]
+    assert [sample["mode"] for sample in samples] == ["image_to_text"] * 3 + ["interleaved"] * 2
+    trained = DeemDataCollator(tiny_processor)([samples[3]])["labels"][0]
+    assert tiny_processor.start_of_image_token_id in trained.tolist()

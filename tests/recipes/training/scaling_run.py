@@ -26,10 +26,10 @@ FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 # Pairs of micro-batches: what one step holds. Unequal in text, in images and in images that can be drawn.
 STEPS = [
     (["bttttttite", "bttie"], ["btite"]),
-    (["bttte", "bte"], ["bttitttite"]),  # the first has no picture
+    (["bttte", "bte"], ["bttitttite"]),  # the first has no image
     (["bttitie"], ["bttttttttttte"]),  # the second has none
     (["bttte"], ["btttttttte", "btte"]),  # neither has
-    (["bitte"], ["bttttie", "bttitttie", "btte"]),  # the first has a picture that cannot be drawn
+    (["bitte"], ["bttttie", "bttitttie", "btte"]),  # the first has an image that cannot be drawn
 ]
 MODES = [{}, {}, {}, {}, {"image_loss_weight": 0.0}]
 NUM_STEPS = 10
@@ -54,7 +54,7 @@ class Batches(IterableDataset):
 
 
 def micro_batches(step: int, first_mixed: int = NUM_STEPS) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A step as one batch, and as its two micro-batches, with the same pictures and the same noise."""
+    """A step as one batch, and as its two micro-batches, with the same images and the same noise."""
     first, second = STEPS[step % len(STEPS)]
     whole = tiny_batch(*first, *second, seed=step)
     images = [word.count("i") for word in first + second]

@@ -75,7 +75,7 @@ def test_copies_and_adapters_learn_and_nothing_else(adapted) -> None:
     head = model.get_output_embeddings().weight
     assert torch.equal(head[:first], base.lm_head.weight[:first])
     assert not torch.equal(head[first:], base.lm_head.weight[first:])
-    # The token that begins a picture is read anew, all others as before.
+    # The token that begins an image is read anew, all others as before.
     ids = torch.arange(first + 1)
     changed = (model.get_input_embeddings()(ids) != base.get_input_embeddings()(ids)).any(1)
     assert changed.tolist() == [False] * first + [True]

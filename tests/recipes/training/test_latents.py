@@ -18,10 +18,10 @@ from recipes import precompute_latents, pretrain
 from recipes.data.faults import DataReport
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.steps import mirrored
-from recipes.precompute_latents import LatentArguments, check_complete, compare, encode, fill, pictures
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars, write_formats
-from recipes.training.latent_cache import LatentCache, LatentCollator, picture_key, transform_id, vae_id, write_shard
+from recipes.training.latent_cache import LatentCache, LatentCollator, image_key, transform_id, vae_id, write_shard
+from recipes.training.latent_writer import LatentArguments, check_complete, compare, encode, fill, read_images
 from recipes.training.trainer import LOSSES, DeemTrainer, DeemTrainingArguments
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
@@ -59,7 +59,7 @@ def fitting(folder: Path, decoder, processor) -> LatentCache:
 def test_training_from_the_cache_is_training_with_the_vae(world, tiny_processor, tmp_path, caplog):
     decoder = tiny_model().image_decoder
     dataset, _ = data_of(world, tiny_processor)
-    fill(tmp_path / "latents", decoder, tiny_processor, pictures(dataset, DataReport(), (0, 1)), LatentArguments())
+    fill(tmp_path / "latents", decoder, tiny_processor, read_images(dataset, DataReport(), (0, 1)), LatentArguments())
     cache = fitting(tmp_path / "latents", decoder, tiny_processor)
     cache.verify()
 
@@ -127,7 +127,7 @@ def test_the_noise_of_the_posterior_is_that_of_the_vae(tiny_processor):
     assert decoder.sample_latents(sampled[0]) is sampled[0]
 
 
-def test_every_picture_and_its_mirror_image_are_encoded_once(world, tiny_processor, tmp_path):
+def test_every_image_and_its_mirror_image_are_encoded_once(world, tiny_processor, tmp_path):
     decoder = tiny_model().image_decoder
     arguments = LatentArguments(latent_batch_size=5, shard_size=7, num_verified=3)
     given = scenes(0, 1, 2, 0)
@@ -137,28 +137,28 @@ def test_every_picture_and_its_mirror_image_are_encoded_once(world, tiny_process
     first = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
     sampled, seen = fill(tmp_path, decoder, tiny_processor, iter(given), arguments)  # goes on
     cache = fitting(tmp_path, decoder, tiny_processor)
-    assert seen == {picture_key(image) for image in given} == set(cache.shard_of) and len(seen) == 6
+    assert seen == {image_key(image) for image in given} == set(cache.shard_of) and len(seen) == 6
     assert all(path.read_bytes() == content for path, content in first.items())
     assert sampled == given[:1] and compare(cache, decoder, tiny_processor, given) < 1e-4
     dataset, _ = data_of(world, tiny_processor)
-    every = {picture_key(image) for image in pictures(dataset, DataReport(), (0, 1))}
-    parts = [{picture_key(image) for image in pictures(dataset, DataReport(), (rank, 2))} for rank in (0, 1)]
-    assert parts[0] | parts[1] == every and parts[0] and parts[1]
-    for seed in (32, 33):  # whatever the draws: documents with one picture, and more than fit, included
+    every = {image_key(image) for image in read_images(dataset, DataReport(), (0, 1))}
+    shares = [{image_key(image) for image in read_images(dataset, DataReport(), (rank, 2))} for rank in (0, 1)]
+    assert shares[0] | shares[1] == every and shares[0] and shares[1]
+    for seed in (32, 33):  # whatever the draws: documents with one image, and more than fit, included
         stream, _ = data_of(world, tiny_processor, seed)
         taken = (image for _, sample in zip(range(30), stream, strict=False) for image in sample["images"])
-        assert {picture_key(image) for image in taken} <= every
+        assert {image_key(image) for image in taken} <= every
 
 
-def test_a_picture_is_known_by_what_is_seen(tiny_processor):
+def test_an_image_is_known_by_what_is_seen(tiny_processor):
     exif, data = Image.Exif(), io.BytesIO()
     exif[ExifTags.Base.Orientation] = 6
     (seen,) = scenes(0)
     raw = seen.transpose(Image.Transpose.ROTATE_90)
     raw.save(data, "PNG", exif=exif)
     lying = Image.open(data)
-    assert picture_key(lying) == picture_key(seen) != picture_key(raw)
-    assert picture_key(mirrored(lying)) == picture_key(ImageOps.mirror(seen))
+    assert image_key(lying) == image_key(seen) != image_key(raw)
+    assert image_key(mirrored(lying)) == image_key(ImageOps.mirror(seen))
     decoder = tiny_model().image_decoder
     assert torch.equal(encode(decoder, tiny_processor, [lying]), encode(decoder, tiny_processor, [seen]))
 
@@ -170,7 +170,7 @@ def test_two_files_of_one_folder_are_two_sources(tiny_processor, tmp_path):
     dataset, _ = build_dataset(arguments, tiny_processor, 2, 0)
     assert [source.reader.name for source in dataset.sources] == [*tars, f"{tars[0]} (number 2)"]
     report = DataReport()
-    given = [picture_key(image) for image in pictures(dataset, report, (0, 1))]
+    given = [image_key(image) for image in read_images(dataset, report, (0, 1))]
     assert len(given) == len(set(given)) == 20  # the first tar is not read again
     assert {name: counts["read"] for name, counts in report.to_dict().items()} == dict.fromkeys(tars, 10)
 
@@ -187,7 +187,7 @@ def test_a_deleted_file_is_made_again_and_no_other_is_touched(tiny_processor, tm
     _, seen = fill(tmp_path, decoder, tiny_processor, iter(images), arguments)
     assert all(path.read_bytes() == content for path, content in kept.items())
     check_complete(fitting(tmp_path, decoder, tiny_processor), seen)
-    with pytest.raises(ValueError, match="2 of 8 pictures are not in"):
+    with pytest.raises(ValueError, match="2 of 8 images are not in"):
         check_complete(cut, seen)
 
 
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused(tiny_processor, tmp_path):
     collator = LatentCollator(tiny_processor, cache)
     batch = collator([{"text": "<image>a", "images": images[:1]}])
     assert batch["target_latents"].shape == (1, 8, 8, 8) and "target_pixel_values" not in batch
-    with pytest.raises(ValueError, match="1 of 2 pictures of a batch are not among the 2 latents"):
+    with pytest.raises(ValueError, match="1 of 2 images of a batch are not among the 2 latents"):
         collator([{"text": "<image><image>a", "images": [images[0], ImageOps.mirror(images[1])]}])
 
 
@@ -246,7 +246,7 @@ def test_the_recipe_fills_a_cache_that_training_takes(world, tiny_processor, tmp
     options = [str(x) for key, value in flags.items() for x in (f"--{key}", value)]
     monkeypatch.setattr(sys, "argv", ["precompute_latents.py", "pretrain", *options, "--num_verified", "2"])
     precompute_latents.main()
-    assert "12 pictures in" in capsys.readouterr().out
+    assert "12 images in" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *options])
     pretrain.main()
     saved = AutoModel.from_pretrained(tmp_path / "run").state_dict()

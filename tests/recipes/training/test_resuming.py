@@ -106,7 +106,7 @@ def test_a_resumed_stream_reads_only_what_it_held(world, tiny_processor, monkeyp
 
 
 def write_chats(file: Path, number: int) -> None:
-    """Chats of one picture each, which every third draws and the others read."""
+    """Chats of one image each, which every third draws and the others read."""
     rows = []
     for index in range(number):
         World(size=32).scene(index).image.save(file.with_name(f"{index}.png"))
@@ -131,11 +131,11 @@ def test_every_micro_batch_has_one_mode(world, tiny_processor, tmp_path, workers
 
     def modes(samples: list[dict]) -> dict:
         DeemDataCollator(tiny_processor, return_targets=False)(samples)  # refuses a mixture
-        pictures = [hashlib.sha1(image.tobytes()).hexdigest() for sample in samples for image in sample["images"]]
+        images = [hashlib.sha1(image.tobytes()).hexdigest() for sample in samples for image in sample["images"]]
         return {
             "mode": samples[0].get("mode", "interleaved"),
             "ids": [sample["id"] for sample in samples],
-            "pictures": pictures,
+            "images": images,
         }
 
     whole_set = dataset()
@@ -284,7 +284,7 @@ def test_flips_depend_on_the_generator_alone():
     assert 70 < outcomes[True] < 130 and left.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_picture_that_lies_on_its_side_is_mirrored_as_it_is_seen(tiny_processor):
+def test_an_image_that_lies_on_its_side_is_mirrored_as_it_is_seen(tiny_processor):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = io.BytesIO()

@@ -120,17 +120,17 @@ def test_counts_are_what_the_losses_are_means_over():
 
 def test_a_rank_of_words_alone_takes_the_way_of_the_others_and_learns_the_same():
     model = tiny_model()
-    words, pictures = tiny_batch(*STEPS[2][1]), tiny_batch(*STEPS[2][0])
+    words, images = tiny_batch(*STEPS[2][1]), tiny_batch(*STEPS[2][0])
     given = {}
 
     def gather(mine: torch.Tensor) -> torch.Tensor:
         given["words"] = mine
-        return torch.cat([mine, given["pictures"]]) if "pictures" in given else mine
+        return torch.cat([mine, given["images"]]) if "images" in given else mine
 
     silent = {**WEIGHTS, "text_loss": 0.0}
-    alone = same_way(pictures, model.config, silent, gather)
+    alone = same_way(images, model.config, silent, gather)
     assert alone["text_loss_weight"] == 0 and alone["image_loss_weight"] == 5
-    given["pictures"] = given["words"]
+    given["images"] = given["words"]
     batch = same_way(words, model.config, WEIGHTS, gather)
     assert batch["pixel_values"].shape == (1, 3, 64, 64) and batch["target_pixel_values"].shape == (1, 3, 64, 64)
     assert "target_latents" not in batch and len(batch["input_ids"]) == len(words["input_ids"]) + 1

@@ -23,6 +23,7 @@ from recipes.data.sources import DataArguments, build_dataset
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training.parameter_groups import freeze_parts, match_parameters, parameter_groups, parts_table
+from recipes.training.run import save_initial
 from recipes.training.trainer import LOSSES, DeemTrainer, DeemTrainingArguments, last_complete_checkpoint
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
@@ -120,11 +121,11 @@ def test_the_model_before_training_is_that_of_this_run(tiny_processor, tmp_path)
         return AutoModel.from_pretrained(folder).lm_head.weight
 
     for model in models[:2]:
-        pretrain.save_initial(model, tiny_processor, folder)
+        save_initial(model, tiny_processor, folder)
         assert torch.equal(saved(), model.lm_head.weight)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "complete").touch()
-    pretrain.save_initial(models[2], tiny_processor, folder)
+    save_initial(models[2], tiny_processor, folder)
     assert torch.equal(saved(), models[1].lm_head.weight)
 
 
@@ -223,7 +224,7 @@ def train_on(batches: list[dict], output_dir: Path, weights: dict[str, float], *
 
 
 def with_draws(batch: dict, rows: slice = slice(None)) -> dict:
-    """Fixed noise for four pictures, of which this batch has `rows`."""
+    """Fixed noise for four images, of which this batch has `rows`."""
     consistency = {key: value[rows] for key, value in tiny_draws(4, seed=1).items()}
     image = {key: value[rows] for key, value in tiny_draws(4, seed=2, image=True).items()}
     return {**batch, "consistency_draws": consistency, "image_draws": image}
@@ -395,7 +396,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(world, tiny_processor, tmp_path,
 
 
 def test_sigkill_and_the_same_command_again(tiny_processor, tmp_path, monkeypatch):
-    """The recipe itself, killed from outside, with a corrupt picture in its tar."""
+    """The recipe itself, killed from outside, with a corrupt image in its tar."""
     checkpoint, tars = tmp_path / "deem", tmp_path / "tars"
     tiny_model().save_pretrained(checkpoint)
     tiny_processor.save_pretrained(checkpoint)
