@@ -118,9 +118,9 @@ class AnnotationReader(Reader):
                     return place / name
         raise BadSample("missing image", str(names[0])[:200])
 
-    def image(self, folder: Path, *names: str) -> Image.Image:
-        """Open the image with one of these names; see `find`."""
-        return open_image(self.find(folder, *names), names[0])
+    def image(self, folder: Path, *names: str, as_stored: bool = False) -> Image.Image:
+        """Open the image with one of these names; see `find` and `open_image`."""
+        return open_image(self.find(folder, *names), names[0], as_stored)
 
 
 class RowReader(AnnotationReader):

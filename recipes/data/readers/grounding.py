@@ -17,7 +17,7 @@ from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json, row_name
 from recipes.data.readers.masks import box_mask, scaled_box
 from recipes.data.readers.pickles import load_pickle
-from recipes.data.readers.regions import as_stored, check_size, region_sample
+from recipes.data.readers.regions import check_size, region_sample
 from recipes.data.samples import IMAGE, content, dialogue
 from recipes.prompts import GROUNDING_ANSWER, GROUNDING_REQUEST, REFERRING_REQUEST, REFERRING_REQUEST_END
 
@@ -117,7 +117,7 @@ class RefCocoReader(GroundingReader):
         x, y, width, height = (float(value) for value in box)
         corners = tuple(float(int(value)) for value in (x, y, x + width, y + height))
         phrase = self.clean(rng.choice(ref["sentences"])["raw"])
-        image = as_stored(self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg"))
+        image = self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg", as_stored=True)
         check_size(image, size, key)
         return self.phrase_sample(key, phrase, corners, image, rng)
 
@@ -148,7 +148,7 @@ class VisualGenomeReader(GroundingReader):
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one sample."""
         box = (row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"])
-        image = as_stored(self.image(folder, f"{row['image_id']}.jpg"))
+        image = self.image(folder, f"{row['image_id']}.jpg", as_stored=True)
         return self.phrase_sample(key, self.clean(row["phrase"]), box, image, rng)
 
 

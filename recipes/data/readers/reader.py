@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from recipes.data.faults import BadSample, Skip
 
 MAX_PIXELS = 89_478_485  # from here on Pillow warns of decompression bombs
 MAX_PROPORTION = 30  # the center crop would first enlarge a longer strip to gigabytes
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
+_TURNED_BACK = {  # EXIF orientation -> what turns an upright image to it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 class Entry(NamedTuple):
@@ -85,8 +94,14 @@ class Reader(ABC):
                 return
 
 
-def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
+def open_image(source: Path | bytes | Image.Image, name: str, as_stored: bool = False) -> Image.Image:
     """Return a fully decoded RGB image of a file, of bytes, or of what `datasets` has opened.
+
+    Args:
+        source: where its bytes are, or the image.
+        name: what it is called if it is unusable.
+        as_stored: return the pixels as they are stored, whatever the EXIF orientation says: boxes and masks are drawn on
+            those. Else the orientation is kept, for the image processor.
 
     Raises:
         BadSample: "missing image", "empty image", "not an image", "image of floating point numbers",
@@ -100,17 +115,40 @@ def open_image(source: Path | bytes | Image.Image, name: str) -> Image.Image:
         raise BadSample("image too large", name)
     converted = None
     try:
+        orientation = _orientation(image)
         image.load()
-        if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: `convert` would cut them at 255
-            return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
         # an image that is RGB already is not copied
-        converted = image if image.mode == "RGB" and not getattr(image, "is_animated", False) else image.convert("RGB")
-        return converted
+        converted = image if image.mode == "RGB" and not getattr(image, "is_animated", False) else _as_rgb(image)
+        return _as_stored(converted, orientation) if as_stored else converted
     except Exception as error:  # Pillow's decoders raise errors of any kind
         raise BadSample("truncated or broken image", name) from error
     finally:
         if image is not source and image is not converted:
             image.close()
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: `convert` would cut them at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 if there is none. Broken EXIF data, which would raise again later, is removed."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as Pillow's decoders
+        image.info = {name: value for name, value in image.info.items() if "exif" not in str(name).lower()}
+        return 1
+
+
+def _as_stored(image: Image.Image, orientation: int) -> Image.Image:
+    """Return a loaded image as its pixels are stored, without an orientation; `orientation` is that before loading."""
+    if orientation in _TURNED_BACK and _orientation(image) == 1:
+        return image.transpose(_TURNED_BACK[orientation])  # Pillow turns TIFF files upright while it loads them
+    stored = image.copy()  # an image file would keep the orientation that it has read, also without its `info`
+    stored.info.clear()
+    return stored
 
 
 def _opened(source: Path | bytes, name: str) -> Image.Image:

@@ -15,7 +15,6 @@ from recipes.data.readers.masks import vcr_mask
 from recipes.data.readers.regions import (
     MAX_REGIONS,
     RegionReader,
-    as_stored,
     check_size,
     region_mask,
     region_sample,
@@ -51,7 +50,7 @@ class VcrReader(LineReader):
         question, answer, reason = (
             self._naming(self.clean(row[f"{name}_orig"]), objects, key) for name in ("question", "answer", "rationale")
         )
-        image = as_stored(self.image(folder, row["img_fn"]))
+        image = self.image(folder, row["img_fn"], as_stored=True)
         metadata = load_json(self.find(folder, row["metadata_fn"]))
         pairs = zip(metadata["boxes"], metadata["segms"], strict=True)
         masks = [vcr_mask(box, polygons, image.height, image.width) for box, polygons in pairs]
@@ -91,7 +90,7 @@ class OspreyReader(RegionReader):
         turns = row.get("conversations")
         if turns is not None and len(regions) > MAX_REGIONS:
             return None
-        image = as_stored(self.image(folder, row["file_name"]))
+        image = self.image(folder, row["file_name"], as_stored=True)
         check_size(image, row, key)
         masks = [region_mask(region["segmentation"], image, f"{key}/{i}", skip) for i, region in enumerate(regions)]
         if turns is not None:

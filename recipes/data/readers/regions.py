@@ -57,7 +57,7 @@ class RegionReader(RowReader):
         about, names = row["image"], row["categories"]
         regions = [region for region in row["regions"] if not region.get("iscrowd")]
         rng.shuffle(regions)
-        image = as_stored(self.image(folder, about["file_name"]))
+        image = self.image(folder, about["file_name"], as_stored=True)
         check_size(image, about, key)
         masks, answers = [], []
         for region in regions[:MAX_REGIONS]:
@@ -122,9 +122,3 @@ def check_size(image: Image.Image, about: dict[str, Any] | None, key: str) -> No
     for name, size in (("width", image.width), ("height", image.height)):
         if about.get(name) is not None and about[name] != size:
             raise BadSample("image of another size than its annotations say", key)
-
-
-def as_stored(image: Image.Image) -> Image.Image:
-    """Return the image as its pixels are stored: masks are drawn on those, whatever its EXIF orientation says."""
-    image.info.clear()
-    return image
