@@ -20,7 +20,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from recipes.evaluate import format_figures
+from recipes.evaluation.figures import format_figures
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
 

@@ -1,1 +1,1 @@
-"""What a model says and draws, as figures."""
+"""How well a model names, answers, sees and draws: figures for `recipes/evaluate.py` and questions while training."""

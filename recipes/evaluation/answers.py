@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Questions that a model in training is asked from time to time: the share it answers as the data does."""
+"""Ask a model in training questions from its data: the share that it answers as the data does."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
+from recipes.prompts import CAPTION_BEGIN
+
 MOST_WORDS = 8  # of an answer that can be right or wrong as a whole
-CAPTION_BEGIN = "A photo of"
 
 
 def is_question(sample: dict[str, Any]) -> bool:
-    """Whether a sample is a dialogue that ends in a short answer in words, and not in a caption."""
+    """Return whether a sample is a dialogue that ends in a short answer in words, and not in a caption."""
     if "messages" not in sample or sample.get("mode") == "text_to_image":
         return False
     answer = answer_of(sample)
@@ -21,13 +22,13 @@ def is_question(sample: dict[str, Any]) -> bool:
 
 
 def answer_of(sample: dict[str, Any]) -> str:
-    """What the assistant says last, without pictures."""
+    """Return what the assistant says last, without images."""
     said = sample["messages"][-1]["content"]
-    return said if isinstance(said, str) else "".join(part.get("text", "") for part in said)
+    return said if isinstance(said, str) else "".join(item.get("text", "") for item in said)
 
 
 def normalized(answer: str) -> str:
-    """For comparison: lower case, single spaces, no full stop at the end."""
+    """Return an answer for comparison: lower case, single spaces, no full stop at the end."""
     return " ".join(answer.lower().split()).rstrip(" .")
 
 
@@ -35,7 +36,9 @@ def normalized(answer: str) -> str:
 def share_answered(
     model: nn.Module, processor: ProcessorMixin, samples: Iterable[dict[str, Any]], max_new_tokens: int = 16
 ) -> float:
-    """Share of questions whose greedy answer is the right one. Every process must call this with the same samples.
+    """Return the share of questions whose greedy answer is the right one.
+
+    Every process must call this with the same samples.
 
     Args:
         samples: dialogues as the readers give them, regions included.

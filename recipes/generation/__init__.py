@@ -1,0 +1,1 @@
+"""Text, drawn images and reconstructions from a checkpoint."""
