@@ -135,7 +135,10 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 if there is none. Broken EXIF data, which would raise again later, is removed."""
+    probe = Image.new("1", (1, 1))
+    probe.info = image.info
     try:
+        probe.getexif()  # as copies of the image will read it; the file itself may have swallowed the error
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as Pillow's decoders
         image.info = {name: value for name, value in image.info.items() if "exif" not in str(name).lower()}

@@ -19,7 +19,7 @@ from recipes.data.sources import DataArguments, build_dataset, count_entries
 from recipes.data.stream.shuffle import ReaderPass
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars
-from recipes.training.trainer import DeemTrainer, DeemTrainingArguments
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 
 def huge_png() -> bytes:
@@ -57,7 +57,7 @@ def rotten_tars(folder: Path, bad: dict[int, set[int]]) -> None:
                     tar.addfile(info, io.BytesIO(content))
 
 
-def rot_trainer(folder: Path, processor, out: Path, max_steps: int, workers: int = 0, **options) -> DeemTrainer:
+def rot_trainer(folder: Path, processor, out: Path, max_steps: int, workers: int = 0, **options) -> RecipeTrainer:
     args = DeemTrainingArguments(
         output_dir=str(out),
         use_cpu=True,
@@ -71,7 +71,7 @@ def rot_trainer(folder: Path, processor, out: Path, max_steps: int, workers: int
     )
     data = DataArguments(data=[str(folder)], pack_length=0, shuffle_buffer=20, **options)
     dataset, report = build_dataset(data, processor, 16, 0)
-    return DeemTrainer(
+    return RecipeTrainer(
         model=tiny_model(),
         args=args,
         train_dataset=dataset,
