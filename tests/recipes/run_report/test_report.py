@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from recipes.report import Stage, find_stages, plot_curve, write_report
+from recipes.run_report.page import write_report
+from recipes.run_report.plots import plot_curve
+from recipes.run_report.stages import StageLog, find_stages
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -60,11 +62,11 @@ def run(tmp_path: Path) -> Path:
             "consistency": {"what": "below", "value": 0.1, "aim": 0.25, "loss": 0.9, "reference": 1.0, "count": 500},
         },
     )
-    pictures = {role: f"0_{role}.png" for role in ("input", "reconstruction", "drawn")}
+    images = {role: f"0_{role}.png" for role in ("input", "reconstruction", "drawn")}
     texts = {"caption": "a red star & more", "truth": "a red star"}
     answers = {"question": "What color is it?", "right_answer": "red", "answer": "Red."}
-    write_json(tmp_path / "evaluation" / "samples" / "samples.json", [pictures | texts | answers, pictures | texts])
-    for name in pictures.values():
+    write_json(tmp_path / "evaluation" / "samples" / "samples.json", [images | texts | answers, images | texts])
+    for name in images.values():
         Image.new("RGB", (8, 8), "red").save(tmp_path / "evaluation" / "samples" / name)
     return tmp_path
 
@@ -86,11 +88,11 @@ def test_report_is_self_contained_and_complete(run: Path) -> None:
     assert "12,345" in html and "3 × unreadable image (0.tar/&lt;1&gt;.jpg, 0.tar/2.jpg)" in html
     assert "0.200 s" in html and "1.25 GB" in html and "1.5 min" in html
 
-    drawn = {picture.name for picture in (run / "report").iterdir()}
+    drawn = {plot.name for plot in (run / "report").iterdir()}
     losses = {f"{stage}_{loss}_loss.png" for stage in ("pretrain", "sft") for loss in ("text", "image", "consistency")}
     assert losses | {"sheet.png"} <= drawn
-    for picture in (run / "report").iterdir():
-        Image.open(picture).verify()
+    for plot in (run / "report").iterdir():
+        Image.open(plot).verify()
 
 
 def test_stages_are_read_from_the_newest_state(run: Path) -> None:
@@ -107,7 +109,7 @@ def test_single_run_without_evaluation(run: Path) -> None:
 
 
 def test_curve_of_one_point(tmp_path: Path) -> None:
-    steps, values = Stage("short", [{"step": 5, "loss": 2.0}], {}, {}).curve("loss")
+    steps, values = StageLog("short", [{"step": 5, "loss": 2.0}], {}, {}).curve("loss")
     assert Image.open(plot_curve(steps, values, "loss", tmp_path / "loss.png")).size == (800, 500)
 
 
