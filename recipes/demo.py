@@ -1,12 +1,12 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""The whole way on a CPU: parts -> pretrain -> SFT on questions -> generate -> evaluate -> report.
+"""Run all recipes on a CPU: parts -> pretrain -> SFT on questions -> generate -> evaluate -> report.
 
     python recipes/demo.py                    # what `make demo` runs
     python recipes/demo.py --out runs/other   # the same into another folder
 
-Each stage is one of the other recipes, started as a process of its own with its built-in default. The same command can
-be given again at any time: a stage whose result is there and newer than that of the stage before is skipped, an
-interrupted training goes on from its last checkpoint, and one that began from an older stage is begun anew.
+Each stage is one of the other recipes, run with its built-in default in a process of its own. The command can be
+repeated at any time: a stage whose result is newer than that of the stage before is skipped, an interrupted training
+goes on from its last checkpoint, and a training that began from an older stage begins anew.
 """
 
 import json
@@ -32,74 +32,63 @@ class DemoArguments:
     """Options of `recipes/demo.py`."""
 
     out: str = field(default="runs/demo", metadata={"help": "Folder of all that the demo makes, except the parts."})
-    parts: str = field(
-        default="runs/parts", metadata={"help": "Folder of the small pretrained parts; shared by runs."}
-    )
+    parts: str = field(default="runs/parts", metadata={"help": "Folder of the small parts; shared by runs."})
 
 
 @dataclass
 class Stage:
-    """One stage: its commands (recipe and flags) and the file that its last command writes last."""
+    """A stage of the demo.
+
+    Attributes:
+        result: the file that its last command writes last.
+        commands: recipes with their flags.
+        resumes_in: folder of the checkpoints that it goes on from.
+    """
 
     name: str
     result: Path
     commands: list[list[str]]
-    resumes_in: Path | None = None  # where it keeps what it goes on from
+    resumes_in: Path | None = None
 
 
 def make_stages(arguments: DemoArguments) -> list[Stage]:
-    """The stages in their order; draws the picture that `generate` is asked about."""
+    """Return the stages in their order; write the image that `generate` is asked about."""
     out, parts = Path(arguments.out), arguments.parts
     pretrain, sft, generate, evaluation = (out / name for name in ("pretrain", "sft", "generate", "evaluation"))
     generate.mkdir(parents=True, exist_ok=True)
-    picture = str(generate / "picture_0.png")
-    World().scene(HELD_OUT).image.save(picture)
+    image = str(generate / "picture_0.png")
+    World().scene(HELD_OUT).image.save(image)
 
     composed = [flag for part in ("vision", "text", "diffusion") for flag in (f"--{part}", f"{parts}/{part}")]
-    ask = ["--images", picture, "--text", "What color is the main object?", "--reconstruct", "--out", str(generate)]
+    compose = ["pretrain.py", "--output_dir", str(pretrain), *composed]
+    tune = ["sft.py", "--output_dir", str(sft), "--model", str(pretrain)]
+    ask = ["--images", image, "--text", "What color is the main object?", "--reconstruct", "--out", str(generate)]
     draw = ["--text", "a red circle", "a blue star", "--draw", "--no_answer", "--out", f"{generate}/drawn"]
-    checkpoint = ["--model", str(sft)]
+    measure = ["--model", str(sft), "--reference", f"{pretrain}/initial", "--out", str(evaluation)]
+    generations = [["generate.py", "--model", str(sft), *flags] for flags in (draw, ask)]
     return [
         Stage("parts", Path(parts, "diffusion", "model_index.json"), [["parts.py", "--out", parts]]),
-        Stage(
-            "pretrain",
-            pretrain / "trainer_state.json",
-            [["pretrain.py", "--output_dir", str(pretrain), *composed]],
-            resumes_in=pretrain,
-        ),
-        Stage(
-            "sft",
-            sft / "trainer_state.json",
-            [["sft.py", "--output_dir", str(sft), "--model", str(pretrain)]],
-            resumes_in=sft,
-        ),
-        Stage(
-            "generate",
-            generate / "answers.jsonl",
-            [["generate.py", *checkpoint, *flags] for flags in (draw, ask)],
-        ),
-        Stage(
-            "evaluate",
-            evaluation / "metrics.json",
-            [["evaluate.py", *checkpoint, "--reference", f"{pretrain}/initial", "--out", str(evaluation)]],
-        ),
+        Stage("pretrain", pretrain / "trainer_state.json", [compose], resumes_in=pretrain),
+        Stage("sft", sft / "trainer_state.json", [tune], resumes_in=sft),
+        Stage("generate", generate / "answers.jsonl", generations),
+        Stage("evaluate", evaluation / "metrics.json", [["evaluate.py", *measure]]),
         Stage("report", out / "report.html", [["report.py", "--run", str(out), "--title", "DEEM demo"]]),
     ]
 
 
 def is_done(stage: Stage, before: Path | None) -> bool:
-    """Whether the stage's result is there and newer than that of the stage before it."""
+    """Return whether the stage's result is there and newer than that of the stage before it."""
     return stage.result.is_file() and (before is None or stage.result.stat().st_mtime >= before.stat().st_mtime)
 
 
 def is_outdated(folder: Path, before: Path) -> bool:
-    """Whether everything in a training's folder is older than the result it should have begun from."""
+    """Return whether all files of a training are older than the result it should have begun from."""
     times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
     return bool(times) and max(times) < before.stat().st_mtime
 
 
 def main(arguments: DemoArguments) -> None:
-    """Run the stages that are not done, then say what they took, what came out and where the report lies."""
+    """Run the stages that are not done, then print their times, the figures and where the report lies."""
     stages = make_stages(arguments)
     spent, before = {}, None
     for stage in stages:
