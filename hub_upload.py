@@ -96,12 +96,13 @@ print("PROBE " + json.dumps({"classes": classes, "answers": answers, "drawn": dr
 
 
 def code_files() -> list[Path]:
-    """The code files that travel: both packages without their `__init__.py`.
+    """The code files that travel: both packages without their `__init__.py` and the trainer, which no model runs.
 
     Raises:
         ValueError: if two of them have the same name, since they are to lie in one folder.
     """
-    files = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py") if path.stem != "__init__")
+    stay = ("__init__", "training_deem")
+    files = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py") if path.stem not in stay)
     if twice := [name for name, count in Counter(path.name for path in files).items() if count > 1]:
         raise ValueError(f"Both packages have a file {twice}; on the Hub they lie in one folder. Rename one of them.")
     return files

@@ -1,6 +1,8 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """DEEM for transformers: importing this package (or `processing`) registers model type "deem" with the Auto classes."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -31,6 +33,16 @@ AutoImageProcessor.register(
 )
 AutoProcessor.register(DeemConfig, DeemProcessor, exist_ok=True)
 
+
+def __getattr__(name: str) -> Any:
+    """Import the trainer where it is asked for: a model that only answers needs no `transformers.Trainer`."""
+    if name != "DeemTrainer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .training_deem import DeemTrainer
+
+    return DeemTrainer
+
+
 __version__ = "0.1.0"
 __all__ = [
     "DeemConfig",
@@ -43,5 +55,6 @@ __all__ = [
     "DeemOutput",
     "DeemPerceiverConfig",
     "DeemProcessor",
+    "DeemTrainer",
     "drawn_size",
 ]

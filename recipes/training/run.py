@@ -17,7 +17,7 @@ from recipes.evaluation.answers import is_question
 from recipes.original.published import SIZES
 from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.training.plan import make_plan
-from recipes.training.trainer import DeemTrainer, DeemTrainingArguments, last_complete_checkpoint
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, last_complete_checkpoint
 
 
 @dataclass
@@ -158,7 +158,7 @@ def train(
     data_args: DataArguments,
     training_args: DeemTrainingArguments,
     caption_forms: tuple[str, ...] = ("plain",),
-) -> DeemTrainer:
+) -> RecipeTrainer:
     """Train, going on from the last complete checkpoint, and save model, processor and the trainer's state.
 
     Args:
@@ -171,7 +171,7 @@ def train(
     cache = None
     if run_args.latents is not None and needs_targets(model):
         cache = LatentCache(run_args.latents, vae_id(model.image_decoder.vae), transform_id(processor))
-    trainer = DeemTrainer(
+    trainer = RecipeTrainer(
         model=model,
         args=training_args,
         train_dataset=dataset,

@@ -14,7 +14,7 @@ from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.readers.rows import BUILDERS, HUB
 from recipes.training.parameter_groups import new_rows
-from recipes.training.trainer import DeemTrainer, DeemTrainingArguments, prepare_parts
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, prepare_parts
 
 
 @dataclass
@@ -33,7 +33,7 @@ class TextTrainingArguments(DeemTrainingArguments, SFTConfig):
 class TextTrainer(SFTTrainer):
     """trl's trainer with `groups`, and with the table of parts in parts.json."""
 
-    create_optimizer = DeemTrainer.create_optimizer
+    create_optimizer = RecipeTrainer.create_optimizer
 
 
 class ChatCollator:

@@ -19,7 +19,7 @@ from transformers import AutoProcessor
 
 from processing import DeemDataCollator
 from recipes.data.sources import DataArguments, build_dataset
-from recipes.training.trainer import DeemTrainer, DeemTrainingArguments
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 
 def die() -> None:
@@ -33,7 +33,7 @@ class NamingCollator(DeemDataCollator):
         return {**super().__call__(samples), "ids": [sample["id"] for sample in samples]}
 
 
-class DyingTrainer(DeemTrainer):
+class DyingTrainer(RecipeTrainer):
     """Writes down what it trains on, and is killed in the middle of a step or of a save."""
 
     def __init__(self, *args: Any, kill: tuple[str, int], **kwargs: Any) -> None:

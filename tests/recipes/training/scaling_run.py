@@ -20,7 +20,7 @@ from deem_fixtures import IMAGE, Q, tiny_batch, tiny_draws, tiny_model
 from torch.utils.data import IterableDataset
 from transformers import AutoModel, set_seed
 
-from recipes.training.trainer import DeemTrainer, DeemTrainingArguments
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 # Pairs of micro-batches: what one step holds. Unequal in text, in images and in images that can be drawn.
@@ -80,7 +80,7 @@ def micro_batches(step: int, first_mixed: int = NUM_STEPS) -> tuple[dict[str, An
 
 def train(
     output_dir: Path, batches: list[dict[str, Any]], checkpoint: Path | None = None, **options: Any
-) -> DeemTrainer:
+) -> RecipeTrainer:
     """All steps over ready-made micro-batches, from a checkpoint or from the tiny model."""
     set_seed(0)
     args = DeemTrainingArguments(
@@ -98,7 +98,7 @@ def train(
     if args.fsdp:  # accelerate offers it on accelerators only, but the same code runs on CPU processes
         PartialState().distributed_type = DistributedType.MULTI_GPU
     model = tiny_model(lm_head_bias=True) if checkpoint is None else AutoModel.from_pretrained(checkpoint)
-    trainer = DeemTrainer(
+    trainer = RecipeTrainer(
         model=model,
         args=args,
         train_dataset=Batches(batches),
@@ -108,7 +108,7 @@ def train(
     return trainer
 
 
-def history(trainer: DeemTrainer) -> list[dict[str, float]]:
+def history(trainer: RecipeTrainer) -> list[dict[str, float]]:
     """The losses of every step, by name."""
     return [
         {key: log[key] for key in log if key.endswith("loss")} for log in trainer.state.log_history if "loss" in log

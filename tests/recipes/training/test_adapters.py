@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, TrainerCallback, set_seed
 from modeling_deem import DeemForConditionalGeneration
 from recipes.training.adapters import adapter_targets, add_adapters, merge_adapters, trained_modules
 from recipes.training.parameter_groups import format_parts, parameter_groups, parts_table
-from recipes.training.trainer import DeemTrainer, DeemTrainingArguments, prepare_parts
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, prepare_parts
 
 LORA = {"r": 4, "lora_alpha": 16}
 FROZEN = ["image_decoder.denoiser"]
@@ -180,9 +180,9 @@ def test_the_trainer_resumes_adapters_and_leaves_a_whole_model(tmp_path) -> None
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop |= state.global_step == self.step
 
-    def run(folder: Path, steps: int) -> DeemTrainer:
+    def run(folder: Path, steps: int) -> RecipeTrainer:
         set_seed(0)
-        trainer = DeemTrainer(
+        trainer = RecipeTrainer(
             model=DeemForConditionalGeneration.from_pretrained(tmp_path / "base"),
             args=arguments(folder, '{"r": 4, "lora_alpha": 16}', max_steps=4, per_device_train_batch_size=1),
             train_dataset=Batches(),

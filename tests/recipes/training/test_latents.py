@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from modeling_deem.training_deem import LOSSES
 from processing import DeemDataCollator
 from recipes import precompute_latents, pretrain
 from recipes.data.faults import DataReport
@@ -22,7 +23,7 @@ from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars, write_formats
 from recipes.training.latent_cache import LatentCache, LatentCollator, image_key, transform_id, vae_id, write_shard
 from recipes.training.latent_writer import LatentArguments, check_complete, compare, encode, fill, read_images
-from recipes.training.trainer import LOSSES, DeemTrainer, DeemTrainingArguments
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 
@@ -63,9 +64,9 @@ def test_training_from_the_cache_is_training_with_the_vae(world, tiny_processor,
     cache = fitting(tmp_path / "latents", decoder, tiny_processor)
     cache.verify()
 
-    def run(name: str, collator: DeemDataCollator) -> DeemTrainer:
+    def run(name: str, collator: DeemDataCollator) -> RecipeTrainer:
         dataset, report = data_of(world, tiny_processor)
-        trainer = DeemTrainer(
+        trainer = RecipeTrainer(
             model=tiny_model(),
             args=DeemTrainingArguments(
                 output_dir=str(tmp_path / name),

@@ -14,7 +14,7 @@ from deem_fixtures import START, tiny_batch, tiny_model
 from scaling_run import NUM_STEPS, STEPS, history, micro_batches, train, zero_steps
 from transformers import AutoModel
 
-from recipes.training.losses import loss_counts, same_way
+from modeling_deem.training_deem import loss_counts, with_same_parts
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[2]
@@ -128,10 +128,10 @@ def test_a_rank_of_words_alone_takes_the_way_of_the_others_and_learns_the_same()
         return torch.cat([mine, given["images"]]) if "images" in given else mine
 
     silent = {**WEIGHTS, "text_loss": 0.0}
-    alone = same_way(images, model.config, silent, gather)
+    alone = with_same_parts(images, model.config, silent, gather)
     assert alone["text_loss_weight"] == 0 and alone["image_loss_weight"] == 5
     given["images"] = given["words"]
-    batch = same_way(words, model.config, WEIGHTS, gather)
+    batch = with_same_parts(words, model.config, WEIGHTS, gather)
     assert batch["pixel_values"].shape == (1, 3, 64, 64) and batch["target_pixel_values"].shape == (1, 3, 64, 64)
     assert "target_latents" not in batch and len(batch["input_ids"]) == len(words["input_ids"]) + 1
     outputs, before = model(**batch), model(**words)

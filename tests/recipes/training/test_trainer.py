@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""DeemTrainer on the real model made tiny: losses under accumulation, named parts, resuming after any interruption."""
+"""RecipeTrainer on the real model made tiny: losses under accumulation, named parts, resuming after any interruption."""
 
 import io
 import json
@@ -17,6 +17,7 @@ from deem_fixtures import START, tiny_batch, tiny_draws, tiny_model
 from torch.utils.data import IterableDataset
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 
+from modeling_deem.training_deem import LOSSES
 from processing import DeemDataCollator
 from recipes import pretrain
 from recipes.data.sources import DataArguments, build_dataset
@@ -24,7 +25,7 @@ from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training.parameter_groups import freeze_parts, match_parameters, parameter_groups, parts_table
 from recipes.training.run import save_initial
-from recipes.training.trainer import LOSSES, DeemTrainer, DeemTrainingArguments, last_complete_checkpoint
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, last_complete_checkpoint
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,13 +48,13 @@ def arguments(output_dir: Path, **options) -> DeemTrainingArguments:
     )
 
 
-def world_trainer(world: Path, processor, output_dir: Path, **options) -> DeemTrainer:
+def world_trainer(world: Path, processor, output_dir: Path, **options) -> RecipeTrainer:
     args = arguments(output_dir, **{"freeze": FROZEN, "learning_rate": 1e-3, **options})
     data = DataArguments(
         data=[str(world / "mmc4_annts"), str(world / "captions")], shuffle_buffer=8, pack_length=120, max_images=4
     )
     dataset, report = build_dataset(data, processor, args.per_device_train_batch_size, args.seed)
-    return DeemTrainer(
+    return RecipeTrainer(
         model=tiny_model(),
         args=args,
         train_dataset=dataset,
@@ -200,7 +201,7 @@ class _Batches(IterableDataset):
         yield from self.batches
 
 
-def train_on(batches: list[dict], output_dir: Path, weights: dict[str, float], **options) -> DeemTrainer:
+def train_on(batches: list[dict], output_dir: Path, weights: dict[str, float], **options) -> RecipeTrainer:
     model = tiny_model(lm_head_bias=True)
     for name in LOSSES:
         setattr(model.config, f"{name}_weight", weights[name])
@@ -218,7 +219,9 @@ def train_on(batches: list[dict], output_dir: Path, weights: dict[str, float], *
         save_strategy="no",
         **options,
     )
-    trainer = DeemTrainer(model=model, args=args, train_dataset=_Batches(batches), data_collator=lambda rows: rows[0])
+    trainer = RecipeTrainer(
+        model=model, args=args, train_dataset=_Batches(batches), data_collator=lambda rows: rows[0]
+    )
     trainer.train()
     return trainer
 
