@@ -95,7 +95,7 @@ def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain
     family, files = find_files(data)
     tokens = {
         "image_token": processor.image_token,
-        "reserved": (processor.start_of_image_token, *processor.tokenizer.all_special_tokens),
+        "reserved": special_tokens(processor),
     }
     reader = READERS[family](files, **tokens)
     if caption_form != "plain" and reader.captioned:
@@ -103,6 +103,13 @@ def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain
         data += form_suffix(caption_form)
     reader.name = data
     return family, reader
+
+
+def special_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
+    """Return all texts that the processor's tokenizer takes for special tokens."""
+    tokenizer = processor.tokenizer
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys((processor.start_of_image_token, *tokenizer.all_special_tokens, *added)))
 
 
 def build_dataset(

@@ -44,11 +44,11 @@ class CaptionFileReader(AnnotationReader):
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one sample."""
         caption, names = self.caption(row)
-        caption = self.clean(caption)
+        caption = self.clean(caption, self.lower)
         if not caption:
             raise BadSample("image without caption", key)
         image = self.image(folder, *names)
-        return caption_sample(key, caption.lower() if self.lower else caption, image, self.form, rng, self.image_token)
+        return caption_sample(key, caption, image, self.form, rng, self.image_token)
 
 
 class KarpathyReader(CaptionFileReader, RowReader):

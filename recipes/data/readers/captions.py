@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
+from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
 from recipes.data.samples import IMAGE, content, dialogue
 from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUESTS, DRAW_REQUESTS
 
@@ -95,7 +95,7 @@ class CaptionReader(Reader):
         suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in payload), None)
         if suffix is None:
             raise BadSample("caption without image", key)
-        caption = remove_reserved(read_caption(payload, key), self.reserved).lower()
+        caption = clean_text(read_caption(payload, key), self.reserved, lower=True)
         if not caption.strip():
             raise BadSample("image without caption", key)
         image = open_image(payload[suffix], f"{key}.{suffix}")

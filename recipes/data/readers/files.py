@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
+from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
 
 
 def read_lines(file: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
@@ -94,11 +94,11 @@ class AnnotationReader(Reader):
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise BadSample("row of another layout", key) from error
 
-    def clean(self, text: Any) -> str:
+    def clean(self, text: Any, lower: bool = False) -> str:
         """Return text without special tokens and outer white space. Raises TypeError if it is none."""
         if not isinstance(text, str):
             raise TypeError(f"expected text, got {type(text).__name__}")
-        return remove_reserved(text, self.reserved).strip()
+        return clean_text(text, self.reserved, lower).strip()
 
     def find(self, folder: Path, *names: str) -> Path:
         """Find the file with one of these names (paths relative to an image folder). Raises BadSample if there is none.

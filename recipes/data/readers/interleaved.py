@@ -15,7 +15,7 @@ from PIL import Image
 
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import read_lines
-from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
+from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
 
 IMAGE_FOLDERS = ("mmc4_images", "images")
 
@@ -89,7 +89,7 @@ class InterleavedReader(Reader):
             return None
         placed = [(index, rng.random() < 0.5, image) for index, image in opened]
         text, images = interleave(
-            [remove_reserved(sentence, self.reserved) for sentence in sentences], placed, self.image_token
+            [clean_text(sentence, self.reserved) for sentence in sentences], placed, self.image_token
         )
         return {"text": text, "images": images, "id": key}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
+from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
 from recipes.prompts import ANSWER_BEGIN, ONE_WORD_REQUEST, QUESTION_REQUEST
 
 
@@ -75,9 +75,7 @@ class QuestionReader(Reader):
         if rng.random() < self.request_probability:
             question += ONE_WORD_REQUEST
         return {
-            "messages": question_messages(
-                remove_reserved(question, self.reserved), remove_reserved(answer, self.reserved)
-            ),
+            "messages": question_messages(clean_text(question, self.reserved), clean_text(answer, self.reserved)),
             "images": [image],
             "mode": "image_to_text",
             "id": key,

@@ -182,9 +182,31 @@ def parse_json(text: str | bytes, name: str) -> Any:
         raise BadSample("broken json", name) from error
 
 
-def remove_reserved(text: str, reserved: tuple[str, ...]) -> str:
-    """Return text without the tokenizer's special tokens, which would count as images or document ends."""
-    for token in reserved:
-        text = text.replace(token, "")
+def clean_text(text: str, reserved: tuple[str, ...], lower: bool = False) -> str:
+    """Return running text without the tokenizer's special tokens, which would count as images or document ends.
+
+    Args:
+        text: what a file says.
+        reserved: the special tokens. None is left, also where taking one out puts another together.
+        lower: return it in lower case, without what becomes a special token in it.
+    """
     # half of a surrogate pair, as cut JSON has it, is no text: tokenizers refuse it
-    return text.encode("utf-8", "ignore").decode("utf-8")
+    text = _without(text.encode("utf-8", "ignore").decode("utf-8"), reserved)
+    return _without(text.lower(), reserved) if lower else text
+
+
+def _without(text: str, tokens: tuple[str, ...]) -> str:
+    """Return text without tokens, in one pass: a token is taken out as soon as the text so far ends in it."""
+    tokens = tuple(token for token in tokens if token)
+    if not any(token in text for token in tokens):
+        return text
+    kept: list[str] = []
+    ends = {token[-1] for token in tokens}
+    longest = max(map(len, tokens))
+    for letter in text:
+        kept.append(letter)
+        if letter in ends:
+            tail = "".join(kept[-longest:])
+            if (token := max((t for t in tokens if tail.endswith(t)), key=len, default=None)) is not None:
+                del kept[-len(token) :]
+    return "".join(kept)

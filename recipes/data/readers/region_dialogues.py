@@ -47,6 +47,7 @@ class VcrReader(LineReader):
         objects = row["objects"]
         if not 0 < len(objects) <= MAX_REGIONS:
             return None
+        objects = [self.clean(name) for name in objects]
         question, answer, reason = (
             self._naming(self.clean(row[f"{name}_orig"]), objects, key) for name in ("question", "answer", "rationale")
         )

@@ -71,7 +71,9 @@ class RegionReader(RowReader):
             raise BadSample("image without a usable region", key)
         instruction = REGION_INSTRUCTIONS[row["kind"]]
         if row["kind"] == "part":
-            instruction = instruction.format(classes=", ".join(sorted(n.replace(":", " ") for n in names.values())))
+            instruction = instruction.format(
+                classes=", ".join(sorted(self.clean(n.replace(":", " ")) for n in names.values()))
+            )
         first = (IMAGE, f" {instruction} ")
         rounds = []
         for number, answer in enumerate(answers):

@@ -29,8 +29,8 @@ from recipes.data.readers.captions import caption_sample, form_suffix
 from recipes.data.readers.files import read_lines
 from recipes.data.readers.interleaved import keep_some, spaces_removed
 from recipes.data.readers.questions import question_messages
-from recipes.data.readers.reader import Entry, Reader, open_image, parse_json, remove_reserved
-from recipes.data.samples import IMAGE, around_images, content, dialogue
+from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
+from recipes.data.samples import IMAGE, Piece, around_images, content, dialogue
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}  # of `datasets`
@@ -145,7 +145,7 @@ class DatasetReader(Reader):
                 return self._rounds(key, row, folder)
             if "question" in row:
                 return self._question(key, row, folder, rng)
-            caption = self._clean(row["caption"]).lower()
+            caption = self._clean(row["caption"], lower=True)
             if not caption:
                 raise BadSample("image without caption", key)
             return caption_sample(
@@ -217,10 +217,15 @@ class DatasetReader(Reader):
         if isinstance(said, str):
             # the placeholder is a special token too: cleaned first, the text would lose its places
             said = around_images(said, self.image_token)
-        # rows of one schema carry every key in every item
-        return content(
-            *(IMAGE if item["type"] == "image" else remove_reserved(item["text"], self.reserved) for item in said)
-        )
+        pieces: list[Piece] = []
+        for item in said:  # rows of one schema carry every key in every item
+            if item["type"] == "image":
+                pieces.append(IMAGE)
+            elif pieces and pieces[-1] is not IMAGE:  # the chat template joins them, so they are cleaned as one
+                pieces[-1] += item["text"]
+            else:
+                pieces.append(item["text"])
+        return content(*(piece if piece is IMAGE else clean_text(piece, self.reserved) for piece in pieces))
 
     def _question(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
         answers = next((row[name] for name in ANSWERS if row.get(name)), None)
@@ -235,8 +240,8 @@ class DatasetReader(Reader):
             "id": key,
         }
 
-    def _clean(self, text: str) -> str:
-        return remove_reserved(text, self.reserved).strip()
+    def _clean(self, text: str, lower: bool = False) -> str:
+        return clean_text(text, self.reserved, lower).strip()
 
     def _image(self, value: Any, folder: Path, name: str) -> Image.Image:
         if isinstance(value, dict):

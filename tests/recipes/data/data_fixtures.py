@@ -1,6 +1,8 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """What tests of data share: reading a source as training does, and what its samples say."""
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,13 @@ def texts(sample: dict) -> list[str]:
         "".join("<image>" if item["type"] == "image" else item["text"] for item in message["content"])
         for message in sample["messages"]
     ]
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar of members in this order."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path

@@ -5,12 +5,12 @@ import io
 import itertools
 import json
 import random
-import tarfile
 import zipfile
 import zlib
 from pathlib import Path
 
 import pytest
+from data_fixtures import write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -35,15 +35,6 @@ def jpeg(color: tuple[int, int, int] = (255, 0, 0), side: int = 32) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (side, side), color).save(data, "JPEG")
     return data.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def read(reader, shuffle_buffer: int = 0, seed: int = 0, epoch: int = 0) -> tuple[list[dict], dict]:
