@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """The built wheel: which names it puts at the top level, and that they import where only the wheel is installed."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from deem_fixtures import tiny_model
+
+from processing import DeemProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 # A copy of the project without what a working tree gathers, so that a stale build/ cannot enter the wheel.
@@ -50,19 +54,45 @@ def test_wheel_holds_only_the_public_top_level_names(wheel: Path) -> None:
         assert sources <= set(names), f"missing from the wheel: {sorted(sources - set(names))}"
 
 
-def test_wheel_imports_from_a_clean_folder(wheel: Path, tmp_path: Path) -> None:
-    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target))
-    run(*pip, str(wheel), cwd=elsewhere)
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the wheel is installed, without its dependencies."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder))
+    run(*pip, str(wheel), cwd=folder.parent)
+    return folder
+
+
+def test_wheel_imports_from_a_clean_folder(site: Path, tmp_path: Path) -> None:
     code = (
         "import modeling_deem, processing\n"
         "from modeling_deem import DeemConfig, DeemForConditionalGeneration\n"
         "from processing import DeemProcessor\n"
         "print(modeling_deem.__file__, processing.__file__, sep='\\n')"
     )
-    places = run(sys.executable, "-c", code, cwd=elsewhere, PYTHONPATH=str(target)).split()
-    assert [Path(place).parent.parent for place in places] == [target, target]
+    places = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split()
+    assert [Path(place).parent.parent for place in places] == [site, site]
+
+
+def test_the_training_script_of_the_docs_needs_the_wheel_alone(
+    site: Path, tiny_processor: DeemProcessor, tmp_path: Path
+) -> None:
+    section = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("## Your own script\n")[1]
+    snippet = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    assert len(snippet.splitlines()) <= 15
+    tiny_model().save_pretrained(tmp_path / "deem")
+    tiny_processor.save_pretrained(tmp_path / "deem")
+    without_clone = f"import sys\nsys.path = [place for place in sys.path if place != {str(ROOT)!r}]\n"
+    imported = "print('FROM', *(sys.modules[name].__file__ for name in ('modeling_deem', 'processing')), sep='\\n')\n"
+    environment = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    output = run(sys.executable, "-c", without_clone + snippet + imported, cwd=tmp_path, **environment)
+    said, _, places = output.partition("FROM\n")
+    assert [Path(place).parent.parent for place in places.split()] == [site, site]
+    assert "A card:" in said.splitlines()[-1]
+    logs = json.loads((tmp_path / "mine" / "checkpoint-10" / "trainer_state.json").read_text())["log_history"]
+    losses = [[log[name] for name in ("text_loss", "image_loss", "consistency_loss")] for log in logs if "loss" in log]
+    assert len(losses) == 10 and all(value > 0 for row in losses for value in row) and losses[-1][0] < losses[0][0]
+    assert "use_cache" not in json.loads((tmp_path / "mine" / "config.json").read_text())
 
 
 def test_wheel_does_not_pin_torch(wheel: Path) -> None:
@@ -72,3 +102,12 @@ def test_wheel_does_not_pin_torch(wheel: Path) -> None:
     required = [line.split(": ", 1)[1] for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
     (torch,) = [requirement for requirement in required if re.match(r"torch\b", requirement)]
     assert ">=" in torch and "==" not in torch and "<" not in torch
+
+
+def test_wheel_bounds_transformers_from_above(wheel: Path) -> None:
+    """Private methods of transformers are overridden: docs/upgrading.md lists what to check with a new version."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    (transformers,) = re.findall(r"^Requires-Dist: transformers(.*)$", metadata, re.MULTILINE)
+    assert "<" in transformers
