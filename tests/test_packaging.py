@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """The built wheel: which names it puts at the top level, and that they import where only the wheel is installed."""
 
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import transformers
 from deem_fixtures import tiny_model
 
 from processing import DeemProcessor
@@ -109,5 +111,16 @@ def test_wheel_bounds_transformers_from_above(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode()
-    (transformers,) = re.findall(r"^Requires-Dist: transformers(.*)$", metadata, re.MULTILINE)
-    assert "<" in transformers
+    (bounds,) = re.findall(r"^Requires-Dist: transformers(.*)$", metadata, re.MULTILINE)
+    assert "<" in bounds
+
+
+@pytest.mark.parametrize("name", ["Trainer", "PreTrainedModel", "GenerationMixin", "ProcessorMixin"])
+def test_what_the_package_overrides_is_still_there(name: str) -> None:
+    """Every name in the tables of docs/upgrading.md belongs to the class that the table is about."""
+    section = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8").split(f"## `transformers.{name}`\n")[1]
+    table = re.findall(r"^\| (`.*?) \|", section.split("\n## ")[0], re.MULTILINE)
+    names = re.findall(r"`(\w+)`", " ".join(table))
+    owner = getattr(transformers, name)
+    source = Path(inspect.getfile(owner)).read_text(encoding="utf-8")
+    assert names and not [one for one in names if not hasattr(owner, one) and f"self.{one} =" not in source]
