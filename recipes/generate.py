@@ -37,8 +37,8 @@ class GenerateArguments:
     template: str = field(
         default="auto",
         metadata={
-            "help": "Form of the prompt for text. auto: question for images with text, caption for images alone, chat "
-            "for text alone.",
+            "help": "Form of the prompt for text. auto: that in which the model was trained, as saved in its chat "
+            "template.",
             "choices": ["auto", *PROMPTS],
         },
     )
@@ -78,9 +78,7 @@ def main(arguments: GenerateArguments) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     if arguments.answer:
-        automatic = "chat" if not images else "question" if arguments.text else "caption"
-        template = automatic if arguments.template == "auto" else arguments.template
-        prompts = [make_prompt(processor, template, text, len(images)) for text in texts]
+        prompts = [make_prompt(processor, arguments.template, text, len(images)) for text in texts]
         options = {"max_new_tokens": arguments.max_new_tokens, "num_beams": arguments.num_beams}
         answers = write_text(model, processor, prompts, rows, **options)
         with open(out / "answers.jsonl", "w", encoding="utf-8") as file:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
-from recipes.prompts import CAPTION_BEGIN
+from recipes.prompts import ANSWER_BEGIN, CAPTION_BEGIN
 
 MOST_WORDS = 8  # of an answer that can be right or wrong as a whole
 
@@ -32,11 +32,16 @@ def normalized(answer: str) -> str:
     return " ".join(answer.lower().split()).rstrip(" .")
 
 
+def bare(answer: str) -> str:
+    """Return a normalized answer without `ANSWER_BEGIN`, which may be part of the prompt."""
+    return normalized(answer).removeprefix(normalized(ANSWER_BEGIN)).strip()
+
+
 @torch.no_grad()
 def share_answered(
     model: nn.Module, processor: ProcessorMixin, samples: Iterable[dict[str, Any]], max_new_tokens: int = 16
 ) -> float:
-    """Return the share of questions whose greedy answer is the right one.
+    """Return the share of questions whose greedy answer is the right one, asked in the form saved with the processor.
 
     Every process must call this with the same samples.
 
@@ -51,5 +56,5 @@ def share_answered(
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
         tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         said = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right.append(normalized(said) == normalized(answer_of(sample)))
+        right.append(bare(said) == bare(answer_of(sample)))
     return sum(right) / len(right)

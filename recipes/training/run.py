@@ -14,6 +14,7 @@ from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.evaluation.answers import is_question
+from recipes.generation.prompt_form import set_prompt_form
 from recipes.original.published import SIZES
 from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.training.plan import make_plan
@@ -167,6 +168,7 @@ def train(
     dataset, report = build_dataset(
         data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms
     )
+    set_prompt_form(processor, [source.reader for source in dataset.sources])
     held_out = held_out_samples(run_args, data_args, processor, training_args, caption_forms)
     cache = None
     if run_args.latents is not None and needs_targets(model):

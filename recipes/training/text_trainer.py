@@ -13,6 +13,7 @@ from trl.data_utils import prepare_multimodal_messages
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.readers.rows import BUILDERS, HUB
+from recipes.generation.prompt_form import use_chat_form
 from recipes.training.parameter_groups import new_rows
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, prepare_parts
 
@@ -102,6 +103,7 @@ def make_trainer(
     Raises:
         ValueError: only the new rows of the head were to train.
     """
+    use_chat_form(processor)
     freeze_image_decoder(model.config, args)
     prepared = prepare_parts(model, args)
     if new_rows(prepared):

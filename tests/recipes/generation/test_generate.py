@@ -54,7 +54,7 @@ def test_images_and_text_to_all_outputs(checkpoint: Path, image_files: list[str]
     generate.main(options(checkpoint, out, images=image_files, text=texts, draw=True, reconstruct=True, num_beams=2))
     rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == texts and all(row["images"] == image_files for row in rows)
-    assert all(row["prompt"].count("<image>") == 2 and row["prompt"].endswith("The answer is") for row in rows)
+    assert all(row["prompt"].count("<image>") == 2 and row["prompt"].endswith("ASSISTANT:") for row in rows)
     names = {path.name for path in out.glob("*.png")}
     assert names == {"drawn_0.png", "drawn_1.png", "reconstruction_0_first.png", "reconstruction_1_second.png"}
     assert {Image.open(out / name).size for name in names} == {(SIDE, SIDE)}
@@ -63,7 +63,7 @@ def test_images_and_text_to_all_outputs(checkpoint: Path, image_files: list[str]
 def test_images_alone_and_text_alone(checkpoint: Path, image_files: list[str], tmp_path: Path) -> None:
     generate.main(options(checkpoint, tmp_path / "caption", images=image_files[:1]))
     (row,) = map(json.loads, (tmp_path / "caption" / "answers.jsonl").read_text().splitlines())
-    assert row["prompt"].endswith("A photo of")
+    assert row["prompt"].endswith(" Could you provide a short description of the image? \n ## ASSISTANT:")
 
     generate.main(options(checkpoint, tmp_path / "drawn", text=["a star"], draw=True, answer=False))
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["drawn_0.png"]
