@@ -13,6 +13,7 @@ from typing import Any
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.captions import caption_sample, form_suffix
 from recipes.data.readers.files import AnnotationReader, LineReader, RowReader, load_json, row_name
+from recipes.data.readers.reader import is_missing
 
 
 class CaptionFileReader(AnnotationReader):
@@ -44,7 +45,7 @@ class CaptionFileReader(AnnotationReader):
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one sample."""
         caption, names = self.caption(row)
-        caption = self.clean(caption, self.lower)
+        caption = "" if is_missing(caption) else self.clean(caption, self.lower)
         if not caption:
             raise BadSample("image without caption", key)
         image = self.image(folder, *names)

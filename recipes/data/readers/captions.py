@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
+from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, open_image, parse_json
 from recipes.data.samples import IMAGE, content, dialogue
 from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUESTS, DRAW_REQUESTS
 
@@ -132,14 +132,15 @@ def read_caption(members: dict[str, bytes], key: str) -> str:
         BadSample: if there is none, or it is broken.
     """
     described = parse_json(members["json"], f"{key}.json") if "json" in members else None
-    if isinstance(described, dict) and described.get("caption"):
-        said = described["caption"] if isinstance(described["caption"], list) else [described["caption"]]
-        if not all(isinstance(one, (str, int, float)) for one in said):
-            raise BadSample("caption is not text", f"{key}.json")
+    given = described.get("caption") if isinstance(described, dict) else None
+    said = [one for one in (given if isinstance(given, list) else [given]) if not is_missing(one)]
+    if not all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in said):
+        raise BadSample("caption is not text", f"{key}.json")
+    if any(one != "" for one in said):
         return " ".join(map(str, said))
     if "txt" not in members:
         raise BadSample("image without caption", key)
     try:
-        return members["txt"].decode("utf-8").strip()
+        return members["txt"].decode("utf-8-sig").strip()  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise BadSample("caption is not utf-8", f"{key}.txt") from error

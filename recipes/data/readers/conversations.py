@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from recipes.data.faults import Skip
+from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import RowReader, load_json
 from recipes.data.readers.questions import question_messages
 
@@ -43,6 +43,9 @@ class LlavaReader(RowReader):
         if (asked["from"], answered["from"]) != ("human", "gpt"):
             raise ValueError("a round is a turn of human and one of gpt")
         question = self.clean(asked["value"].replace("<image>\n", "").replace("\n<image>", "").replace("<image>", ""))
-        messages = question_messages(question, self.clean(answered["value"]))
+        answer = self.clean(answered["value"])
+        if not answer:
+            raise BadSample("question without answer", key)
+        messages = question_messages(question, answer)
         image = self.image(folder, name)
         return {"messages": messages, "images": [image], "mode": "image_to_text", "id": key}

@@ -63,9 +63,11 @@ class InterleavedReader(Reader):
         """Return one document, or None if it has no image or chance drops a document with one image."""
         line = parse_json(payload, key)
         try:
-            sentences = [str(sentence) for sentence in line["text_list"]]
+            sentences = line["text_list"]
+            if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+                raise TypeError("text_list is not a list of texts")
             matches = [
-                (int(info["matched_text_index"]), str(info["image_name"]))
+                (int(info["matched_text_index"]), Path(info["image_name"]).name)
                 for info in line["image_info"]
                 if float(info["matched_sim"]) >= self.min_similarity
             ]
@@ -76,7 +78,7 @@ class InterleavedReader(Reader):
 
         opened: list[tuple[int, Image.Image]] = []
         for index, image_name in matches:
-            file = self.image_folder / f"{Path(image_name).name[:12]}.jpg"
+            file = self.image_folder / f"{image_name[:12]}.jpg"
             try:
                 opened.append((index, open_image(file, file.name)))
             except BadSample as bad:

@@ -6,13 +6,12 @@ Files: data_and_evaluation.md section 2.5. Each question is a dialogue of one ro
 
 import random
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.data.faults import BadSample, Skip
+from recipes.data.faults import Skip
 from recipes.data.readers.files import RowReader, load_json, row_name
-from recipes.data.readers.questions import question_messages
+from recipes.data.readers.questions import check_round, question_messages, read_answers
 from recipes.prompts import ONE_WORD_REQUEST
 
 
@@ -35,15 +34,16 @@ class QuestionFileReader(RowReader):
         self.request_probability = request_probability
 
     @abstractmethod
-    def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
-        """Return question, answers, and the names its image may have."""
+    def question(self, row: Any) -> tuple[str, Any, list[str]]:
+        """Return question, answers (see `read_answers`), and the names its image may have."""
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one dialogue."""
-        question, answers, names = self.question(row)
-        if not answers:
-            raise BadSample("question without answer", key)
-        question, answer = self.clean(question), self.clean(rng.choice(answers))
+        question, given, names = self.question(row)
+        question = self.clean(question)
+        answers = [answer for said in read_answers(given) if (answer := self.clean(said))]
+        answer = rng.choice(answers) if answers else None
+        check_round(question, answer, key)
         if rng.random() < self.request_probability:
             question += ONE_WORD_REQUEST
         image = self.image(folder, *names)
@@ -64,7 +64,7 @@ class TextVqaReader(QuestionFileReader):
         """Return all questions."""
         return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard)["data"])]
 
-    def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
+    def question(self, row: Any) -> tuple[str, Any, list[str]]:
         """See the base class."""
         return row["question"], row["answers"], [f"{row['image_id']}.jpg"]
 
@@ -79,7 +79,7 @@ class AokVqaReader(QuestionFileReader):
         """Return all questions."""
         return [(row_name(row, "question_id", i), row) for i, row in enumerate(load_json(shard))]
 
-    def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
+    def question(self, row: Any) -> tuple[str, Any, list[str]]:
         """See the base class."""
         names = [row["image"]] if row.get("image") else []
         names += [f"{split}/{int(row['image_id']):012d}.jpg" for split in ("train2017", "val2017")]
@@ -98,9 +98,9 @@ class GqaReader(QuestionFileReader):
             return list(file.items())
         return [(row_name(row, "question_id", i), row) for i, row in enumerate(file)]
 
-    def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
+    def question(self, row: Any) -> tuple[str, Any, list[str]]:
         """See the base class."""
-        return row["question"], [row["answer"]], [row.get("image") or f"{row['imageId']}.jpg"]
+        return row["question"], row["answer"], [row.get("image") or f"{row['imageId']}.jpg"]
 
 
 class OcrVqaReader(QuestionFileReader):
@@ -117,6 +117,8 @@ class OcrVqaReader(QuestionFileReader):
                 if row["split"] != 1:
                     continue
                 name = f"{book}{Path(row['imageURL']).suffix}"
+                if isinstance(row["questions"], str) or isinstance(row["answers"], str):
+                    raise TypeError("texts in place of lists")
                 pairs = list(zip(row["questions"], row["answers"], strict=True))
             except (KeyError, TypeError, ValueError):
                 found.append((book, row))  # `question` refuses it
@@ -124,9 +126,9 @@ class OcrVqaReader(QuestionFileReader):
             found += [(f"{book}.{index}", (name, *pair)) for index, pair in enumerate(pairs)]
         return found
 
-    def question(self, row: Any) -> tuple[str, Sequence[str], list[str]]:
+    def question(self, row: Any) -> tuple[str, Any, list[str]]:
         """See the base class."""
         if not isinstance(row, tuple):
             raise TypeError("a book without imageURL, questions and as many answers")
         name, question, answer = row
-        return question, [answer], [name]
+        return question, answer, [name]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
+from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, open_image, parse_json
 from recipes.prompts import ANSWER_BEGIN, ONE_WORD_REQUEST, QUESTION_REQUEST
 
 
@@ -66,20 +66,53 @@ class QuestionReader(Reader):
         if answered is None:
             raise BadSample("question without answer", key)
         try:
-            question, image_id = str(row["question"]).strip(), row["image_id"]
-            answer = str(answered.get("multiple_choice_answer") or answered["answers"][0]["answer"])
-        except (KeyError, IndexError, TypeError) as error:
+            question, image_id = clean_text(row["question"], self.reserved).strip(), row["image_id"]
+            given = (answered.get("multiple_choice_answer"), answered.get("answers"))
+            answers = [clean_text(said, self.reserved) for one in given for said in read_answers(one)]
+        except (KeyError, TypeError, AttributeError) as error:
             raise BadSample("question of another layout", key) from error
+        answer = next((said for said in answers if said.strip()), None)
+        check_round(question, answer, key)
         file = image_file(payload["images"], image_id)
         image = open_image(file, file.name)
         if rng.random() < self.request_probability:
             question += ONE_WORD_REQUEST
         return {
-            "messages": question_messages(clean_text(question, self.reserved), clean_text(answer, self.reserved)),
+            "messages": question_messages(question, answer),
             "images": [image],
             "mode": "image_to_text",
             "id": key,
         }
+
+
+def read_answers(given: Any) -> list[str]:
+    """Return the answers of a row as texts, without missing and empty ones.
+
+    Args:
+        given: a text or number, or a list of such or of `{"answer": such}`; None and NaN are missing.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(given, dict):
+        given = given["answer"]
+    if isinstance(given, (list, tuple)):
+        return [said for one in given for said in read_answers(one)]
+    if is_missing(given) or given == "":
+        return []
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise TypeError(f"an answer is a text or a number, not {type(given).__name__}")
+    return [f"{given:g}" if isinstance(given, float) else str(given)]
+
+
+def check_round(question: str, answer: str | None, key: str) -> None:
+    """Refuse a round in which nothing is asked or answered: an empty answer would be trained."""
+    if not answer:
+        raise BadSample("question without answer", key)
+    if not question:
+        raise BadSample("answer without question", key)
 
 
 def question_messages(question: str, answer: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 """What all readers share: entries that can be found again, opening images, parsing JSON, cleaning text."""
 
 import json
+import math
 import os
 import random
 from abc import ABC, abstractmethod
@@ -175,11 +176,16 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
 
 
 def parse_json(text: str | bytes, name: str) -> Any:
-    """Parse JSON; broken JSON and broken UTF-8 raise BadSample."""
+    """Parse JSON; broken JSON and broken UTF-8 raise BadSample. NaN and Infinity, which are no JSON, are missing values."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda constant: None)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise BadSample("broken json", name) from error
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for none: None, NaN (as tables have it) or an infinite number."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def clean_text(text: str, reserved: tuple[str, ...], lower: bool = False) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.files import LineReader, load_json, row_name
 from recipes.data.readers.masks import vcr_mask
+from recipes.data.readers.questions import check_round
 from recipes.data.readers.regions import (
     MAX_REGIONS,
     RegionReader,
@@ -45,12 +46,16 @@ class VcrReader(LineReader):
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
         """Return one dialogue; None for too many objects."""
         objects = row["objects"]
+        if not isinstance(objects, list):
+            raise TypeError("objects are not a list")
         if not 0 < len(objects) <= MAX_REGIONS:
             return None
         objects = [self.clean(name) for name in objects]
         question, answer, reason = (
             self._naming(self.clean(row[f"{name}_orig"]), objects, key) for name in ("question", "answer", "rationale")
         )
+        for asked, said in ((question, answer), (question, reason)):
+            check_round(asked, said, key)
         image = self.image(folder, row["img_fn"], as_stored=True)
         metadata = load_json(self.find(folder, row["metadata_fn"]))
         pairs = zip(metadata["boxes"], metadata["segms"], strict=True)
@@ -98,9 +103,13 @@ class OspreyReader(RegionReader):
             if any(mask is None for mask in masks) or not masks:
                 raise BadSample("conversation about an unusable region", key)
             first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ", *list_regions(len(masks)))
-            return region_sample(key, dialogue(*self._rounds(turns, first)), image, masks)
+            return region_sample(key, dialogue(*self._rounds(turns, first, key)), image, masks)
         given = row["description"] if isinstance(row["description"], list) else [row["description"]]
-        pairs = [(mask, text) for mask, text in zip(masks, given, strict=True) if mask is not None]
+        given = [re.sub(r"^<region\d+>:\s*", "", self.clean(text)) for text in given]
+        pairs = [(mask, text) for mask, text in zip(masks, given, strict=True) if mask is not None and text]
+        for index, text in enumerate(given):
+            if not text:
+                skip("region without text", f"{key}/{index}")
         if not pairs:
             raise BadSample("image without a usable region", key)
         rng.shuffle(pairs)
@@ -109,14 +118,18 @@ class OspreyReader(RegionReader):
         for number, (_, text) in enumerate(pairs):
             first = (IMAGE, f" {REGION_INSTRUCTIONS['phrases']} ") if number == 0 else ()
             request = DETAIL_REQUEST
-            rounds.append((content(*first, IMAGE, request), re.sub(r"^<region\d+>:\s*", "", self.clean(text))))
+            rounds.append((content(*first, IMAGE, request), text))
         return region_sample(key, dialogue(*rounds), image, [mask for mask, _ in pairs])
 
-    def _rounds(self, turns: list[dict[str, str]], first: tuple[Piece, ...]) -> list[tuple[list[dict[str, Any]], str]]:
+    def _rounds(
+        self, turns: list[dict[str, str]], first: tuple[Piece, ...], key: str
+    ) -> list[tuple[list[dict[str, Any]], str]]:
         said = [re.sub(r"<(region\d+)>", r"\1", self.clean(turn["value"])) for turn in turns]
-        if len(turns) % 2 or any(t["from"] != ("human", "gpt")[i % 2] for i, t in enumerate(turns)):
+        if not turns or len(turns) % 2 or any(t["from"] != ("human", "gpt")[i % 2] for i, t in enumerate(turns)):
             raise ValueError("turns of human and gpt must alternate")
-        pairs = zip(said[::2], said[1::2], strict=True)
+        pairs = list(zip(said[::2], said[1::2], strict=True))
+        for question, answer in pairs:
+            check_round(question, answer, key)
         return [
             (content(*(first if number == 0 else ()), question), answer)
             for number, (question, answer) in enumerate(pairs)

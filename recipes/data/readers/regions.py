@@ -65,8 +65,12 @@ class RegionReader(RowReader):
             if (mask := region_mask(region["segmentation"], image, name, skip)) is None:
                 continue
             said = region.get("caption") or about.get("caption") or names[region["category_id"]]
+            answer = self.clean(said.replace(":", " ") if row["kind"] == "part" else said)
+            if not answer:
+                skip("region without text", name)
+                continue
             masks.append(mask)
-            answers.append(self.clean(said.replace(":", " ") if row["kind"] == "part" else said))
+            answers.append(answer)
         if not masks:
             raise BadSample("image without a usable region", key)
         instruction = REGION_INSTRUCTIONS[row["kind"]]

@@ -28,8 +28,8 @@ from recipes.data.faults import BadSample, DataError, Skip
 from recipes.data.readers.captions import caption_sample, form_suffix
 from recipes.data.readers.files import read_lines
 from recipes.data.readers.interleaved import keep_some, spaces_removed
-from recipes.data.readers.questions import question_messages
-from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
+from recipes.data.readers.questions import check_round, question_messages, read_answers
+from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, open_image, parse_json
 from recipes.data.samples import IMAGE, Piece, around_images, content, dialogue
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
@@ -73,26 +73,33 @@ class DatasetReader(Reader):
         self.image_token = image_token
         self.reserved = (image_token, *reserved)
         self.form, self.max_images = form, max_images
-        self.kind = self._kind(self._first_row())
+        self.kind = self._find_kind()
         self.captioned = self.kind == "caption"
         if self.captioned and form != "plain":
             self.kind = "dialogue"
 
-    def _first_row(self) -> dict[str, Any]:
-        """Return the first row that can be read; {} if there are no rows. Raises DataError if none can be read."""
-        fault = None
+    def _find_kind(self) -> str:
+        """Return what the rows become, as the first one says that can be read and tells.
+
+        Raises:
+            DataError: if none can be read, or its columns are not known.
+        """
+        fault, row = None, {}
         for shard in self.shards:
             try:
                 for entry in self.entries(shard):
                     try:
-                        return self._row(entry.payload[1], entry.key)
+                        row = self._row(entry.payload[1], entry.key)
                     except BadSample as bad:  # a broken line, counted when the file is read
                         fault = bad
+                        continue
+                    if (kind := self._kind_of(row)) is not None:
+                        return kind
             except BadSample as bad:
                 fault = bad
-        if fault is not None:
+        if not row and fault is not None:
             raise DataError(f"No row of {self.name} can be read: {fault}. Repair or leave out these files.")
-        return {}
+        return self._kind_of(row) or "document"
 
     @staticmethod
     def _row(row: dict[str, Any] | bytes, key: str) -> dict[str, Any]:
@@ -101,9 +108,11 @@ class DatasetReader(Reader):
             raise BadSample("row of another layout", key)
         return row
 
-    def _kind(self, row: dict[str, Any]) -> str:
+    def _kind_of(self, row: dict[str, Any]) -> str | None:
+        """Return what a row becomes; None if it has texts, but none that tells. Raises DataError for unknown columns."""
         if "texts" in row and "images" in row:
-            return "dialogue" if isinstance(next(iter(row["texts"]), None), dict) else "document"
+            said = [one for one in row["texts"] or () if one is not None]
+            return None if not said else "dialogue" if isinstance(said[0], dict) else "document"
         if "messages" in row or ("question" in row and "image" in row):
             return "dialogue"
         if "image" in row and "caption" in row:
@@ -145,7 +154,7 @@ class DatasetReader(Reader):
                 return self._rounds(key, row, folder)
             if "question" in row:
                 return self._question(key, row, folder, rng)
-            caption = self._clean(row["caption"], lower=True)
+            caption = "" if is_missing(row["caption"]) else self._clean(row["caption"], lower=True)
             if not caption:
                 raise BadSample("image without caption", key)
             return caption_sample(
@@ -157,6 +166,8 @@ class DatasetReader(Reader):
     def _document(
         self, key: str, row: dict[str, Any], folder: Path, rng: random.Random, skip: Skip
     ) -> dict[str, Any] | None:
+        if isinstance(row["texts"], str) or isinstance(row["images"], str):
+            raise TypeError("a text in place of a list")
         pieces: list[Any] = []
         for index, (image, text) in enumerate(zip(row["images"], row["texts"], strict=True)):
             if image is not None:
@@ -179,6 +190,10 @@ class DatasetReader(Reader):
 
     def _rounds(self, key: str, row: dict[str, Any], folder: Path) -> dict[str, Any]:
         rounds = [(self._clean(turn["user"]), self._clean(turn["assistant"])) for turn in row["texts"]]
+        if not rounds:
+            raise BadSample("dialogue without a round", key)
+        if not all(answer for _, answer in rounds):
+            raise BadSample("question without answer", key)
         images = [self._image(image, folder, f"{key}/{index}") for index, image in enumerate(row["images"])]
         marks = self.image_token * len(images)
         spoken = [
@@ -188,17 +203,11 @@ class DatasetReader(Reader):
         return {"messages": dialogue(*spoken), "images": images, "mode": "image_to_text", "id": key}
 
     def _chat(self, key: str, row: dict[str, Any], folder: Path) -> dict[str, Any]:
-        given = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+        given = next((row[name] for name in ("images", "image") if row.get(name) not in (None, [])), [])
+        given = given if isinstance(given, list) else [given]
         images = [self._image(image, folder, f"{key}/{index}") for index, image in enumerate(given)]
         messages = [{"role": turn["role"], "content": self._items(turn["content"])} for turn in row["messages"]]
-        roles = [message["role"] for message in messages]
-        if (
-            not roles
-            or roles[-1] != "assistant"
-            or "user" not in roles
-            or set(roles) - {"system", "user", "assistant"}
-        ):
-            raise BadSample("chat without a user's turn, without an answer at its end, or of other roles", key)
+        check_turns(messages, key)
         marked = sum(item["type"] == "image" for message in messages for item in message["content"])
         if not marked and images:  # TRL's rule: they stand before what the user says first
             first = next(message for message in messages if message["role"] == "user")
@@ -228,13 +237,12 @@ class DatasetReader(Reader):
         return content(*(piece if piece is IMAGE else clean_text(piece, self.reserved) for piece in pieces))
 
     def _question(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
-        answers = next((row[name] for name in ANSWERS if row.get(name)), None)
-        if answers is None:
-            raise BadSample("question without answer", key)
-        answer = answers if isinstance(answers, str) else rng.choice(answers)
-        answer = answer["answer"] if isinstance(answer, dict) else answer
+        given = next((row[name] for name in ANSWERS if read_answers(row.get(name))), None)
+        answers = [answer for said in read_answers(given) if (answer := self._clean(said))]
+        question, answer = self._clean(row["question"]), rng.choice(answers) if answers else None
+        check_round(question, answer, key)
         return {
-            "messages": question_messages(self._clean(row["question"]), self._clean(answer)),
+            "messages": question_messages(question, answer),
             "images": [self._image(row["image"], folder, key)],
             "mode": "image_to_text",
             "id": key,
@@ -251,6 +259,19 @@ class DatasetReader(Reader):
                 raise BadSample("image is not on disk", name)
             value = folder / value
         return open_image(value, name)
+
+
+def check_turns(messages: list[dict[str, Any]], key: str) -> None:
+    """Refuse what the chat template would not take, and answers that say nothing."""
+    roles = [message["role"] for message in messages]
+    if not roles or roles[-1] != "assistant" or "user" not in roles or set(roles) - {"system", "user", "assistant"}:
+        raise BadSample("chat without a user's turn, without an answer at its end, or of other roles", key)
+    if "system" in roles[1:]:
+        raise BadSample("chat with a system's turn that is not its first", key)
+    for message in messages:
+        says = any(item["type"] == "image" or item["text"].strip() for item in message["content"])
+        if message["role"] == "assistant" and not says:
+            raise BadSample("question without answer", key)
 
 
 def open_hub(data: str) -> list[HubShard]:

@@ -7,14 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from data_fixtures import fault, read_source, texts, write_tar
+from data_fixtures import SPOILT, fault, read_source, spoil_format, texts, write_tar
 from PIL import Image
 
 from processing import DeemDataCollator
 from recipes.data.readers.reader import clean_text
 from recipes.data.sources import special_tokens
-from recipes.synthetic import writers
-from recipes.synthetic.scenes import World
 
 HOSTILE = "a <S></S> <IMAGE> <|StartOfImage|> <im</box>age> <s<ref>> <<s>s> <PA<pad>D> <im\ud83dage> b"
 
@@ -54,46 +52,9 @@ def test_cleaning_takes_no_time(tiny_processor, text):
     assert time.perf_counter() - begin < 5 and "<s>" not in cleaned
 
 
-def spoil(value, keys: tuple[str, ...]):
-    """JSON with a hostile text in place of every text under these keys."""
-    if isinstance(value, dict):
-        return {
-            k: ([HOSTILE] * len(v) if isinstance(v, list) and v and isinstance(v[0], str) else HOSTILE)
-            if k in keys and isinstance(v, (str, list)) and (isinstance(v, str) or all(isinstance(x, str) for x in v))
-            else spoil(v, keys)
-            for k, v in value.items()
-        }
-    return [spoil(one, keys) for one in value] if isinstance(value, list) else value
-
-
-SPOILT = {  # format -> its annotation files, and the keys of their texts
-    "mmc4": ("mmc4_annts/*.jsonl", ("text_list",)),
-    "okvqa": ("okvqa/*.json", ("question", "multiple_choice_answer")),
-    "textvqa": ("textvqa/*.json", ("question", "answers")),
-    "gqa": ("gqa/*.json", ("question", "answer")),
-    "ocrvqa": ("ocrvqa/*.json", ("questions", "answers")),
-    "llava": ("llava/*.json", ("value",)),
-    "karpathy": ("karpathy/annotations/coco_karpathy_train.json", ("caption",)),
-    "narratives": ("narratives/*.jsonl", ("caption",)),
-    "paragraphs": ("paragraphs/paragraphs_coco.json", ("caption",)),
-    "vg": ("vg/region_descriptions.json", ("phrase",)),
-    "coco": ("coco/annotations/*.json", ("name",)),
-    "partimagenet": ("partimagenet/*.json", ("name",)),
-    "refcoco_masks": ("refcoco_masks/*.json", ("caption",)),
-    "vcr": ("vcr/*.jsonl", ("objects",)),
-    "osprey": ("osprey/osprey_detail_description.json", ("description",)),
-}
-
-
 @pytest.mark.parametrize("name", SPOILT)
 def test_hostile_texts_of_every_format_become_words(tmp_path, tiny_processor, name):
-    writers.write_formats(tmp_path, World(size=48), 3, formats=[name])
-    pattern, keys = SPOILT[name]
-    files = sorted(tmp_path.glob(pattern))
-    for file in files:
-        lines = [json.dumps(spoil(json.loads(line), keys)) for line in file.read_text().splitlines() if line.strip()]
-        file.write_text("\n".join(lines) + "\n")
-    data = files[0] if len(files) == 1 else files[0].parent
+    data = spoil_format(tmp_path, name, HOSTILE)
     for form in ("plain", "draw"):
         samples, skipped = read_source(data, tiny_processor, form)
         assert samples and not skipped
