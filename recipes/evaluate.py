@@ -28,7 +28,7 @@ from recipes.evaluation.figures import format_figures
 from recipes.evaluation.measures import MEASURES
 from recipes.evaluation.samples import describe_scene, write_samples
 from recipes.evaluation.subject import Subject
-from recipes.generation.checkpoint import load_for_inference, make_scheduler
+from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, make_scheduler
 from recipes.prompts import PROMPTS
 from recipes.synthetic.scenes import World
 
@@ -52,7 +52,10 @@ class EvaluateArguments(Numbers):
     )
     out: str = field(default="outputs/evaluate", metadata={"help": "Folder for metrics.json and samples/."})
     num_samples: int = field(default=8, metadata={"help": "Images on the sample sheet."})
-    num_inference_steps: int = field(default=25, metadata={"help": "Denoising steps of an image."})
+    num_inference_steps: int = field(
+        default=DRAWING_STEPS,
+        metadata={"help": "Denoising steps of an image; give more with a scheduler that adds noise."},
+    )
     guidance_scale: float = field(default=3.5, metadata={"help": "Classifier-free guidance of drawn images."})
     scheduler: str | None = field(
         default=None,

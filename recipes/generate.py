@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from recipes.generation.checkpoint import load_for_inference, make_scheduler
+from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, make_scheduler
 from recipes.generation.prompt import make_prompt
 from recipes.generation.tasks import draw_images, redraw_images, write_text
 from recipes.prompts import PROMPTS
@@ -54,7 +54,10 @@ class GenerateArguments:
     reconstruct: bool = field(default=False, metadata={"help": "Redraw each image from its own image tokens."})
     max_new_tokens: int = field(default=30, metadata={"help": "Longest answer, in tokens."})
     num_beams: int = field(default=1, metadata={"help": "Beams of the text search; 1 is greedy."})
-    num_inference_steps: int = field(default=50, metadata={"help": "Denoising steps of an image."})
+    num_inference_steps: int = field(
+        default=DRAWING_STEPS,
+        metadata={"help": "Denoising steps of an image; give more with a scheduler that adds noise."},
+    )
     guidance_scale: float = field(default=3.5, metadata={"help": "Classifier-free guidance of drawn images."})
     scheduler: str | None = field(
         default=None,

@@ -9,6 +9,10 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMix
 
 import modeling_deem  # noqa: F401  (registers the classes with AutoModel and AutoProcessor)
 
+# Of the recipes, which draw with DDIM. The model's own default is that of its configuration: 250 as released, where the
+# sampler (DDPM) adds noise at each step.
+DRAWING_STEPS = 25
+
 
 def load_for_inference(checkpoint: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load model and processor, on the GPU if there is one.
