@@ -8,7 +8,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from .image_decoder_deem import DeemImageDecoder
-from .image_states_deem import check_images_are_given, first_image_tokens
+from .image_states_deem import first_image_tokens
 from .interleaving_deem import InterleavingMixin
 
 
@@ -41,7 +41,7 @@ class DeemGenerationMixin(InterleavingMixin):
         if states is None:
             images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
             is_image, is_bos = self._find_in_prompt(input_ids, embeds)
-            check_images_are_given(images, None, is_image, read=0)
+            self.model.get_placeholder_mask(is_image, None if images is None else images.pooler_output)
             states = self.model.get_image_states(images, is_image, is_bos)
         model_kwargs["image_states"] = states if expand_size == 1 else states.repeat(expand_size)
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)

@@ -66,11 +66,10 @@ class DeemImageStates(ModelOutput):
 def check_images_are_given(
     images: ModelOutput | None, states: DeemImageStates | None, is_image: torch.Tensor, read: int
 ) -> None:
-    """Refuse what would leave images out of sight: `read` tokens in the cache, image tokens bool (B, T) behind it.
+    """Refuse what would leave images out of sight: `read` tokens in the cache, image tokens bool (B, T) behind them.
 
     Raises:
-        ValueError: image tokens without images, a cache whose images are not known, or images that the states do
-            not know.
+        ValueError: a cache whose images are not known, or images that the states do not know.
     """
     if states is not None and len(states.visible) != len(is_image):
         raise ValueError(
@@ -80,13 +79,8 @@ def check_images_are_given(
     if images is None and states is None and read:
         raise ValueError(
             f"The cache holds {read} tokens, but which images they see is not known. Give the image_states of the "
-            "output that came with the cache (image_states=outputs.image_states), or to generate the whole sequence "
-            "and all its images."
-        )
-    if images is None and states is None and is_image.any():
-        raise ValueError(
-            f"Image features and image tokens do not match, tokens: {int(is_image.sum())}, features: 0. Give the images "
-            "of the text (pixel_values)."
+            "output that came with the cache (image_states=outputs.image_states of a call with use_cache=True), or to "
+            "generate the whole sequence and all its images."
         )
     if images is not None and read and (states is None or is_image[:, max(states.visible.shape[1] - read, 0) :].any()):
         raise ValueError(

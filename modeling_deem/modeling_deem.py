@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .attention_deem import DeemImageAttention
 from .base_deem import DeemPreTrainedModel
@@ -33,6 +33,8 @@ from .losses_deem import text_loss
 from .perceiver_deem import DeemPerceiver
 from .text_deem import build_language_model, embedding_name
 from .vision_deem import DeemVisionTower
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -74,7 +76,7 @@ class DeemOutput(CausalLMOutputWithPast):
         text_loss, image_loss, consistency_loss: scalars; None where not asked for or of weight 0.
         logits: (B, T, V).
         image_hidden_states: (N, Q, D).
-        image_states: see `DeemModelOutput`.
+        image_states: see `DeemModelOutput`; with `use_cache=True` or behind a cache.
     """
 
     text_loss: torch.Tensor | None = None
@@ -144,20 +146,20 @@ class DeemModel(DeemPreTrainedModel):
         row = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
         return (inputs_embeds == row).all(-1)
 
-    def get_placeholder_mask(self, is_image: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+    def get_placeholder_mask(self, is_image: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
         """bool (B, T, 1) over the image tokens, after checking that there are as many as features (N, Q, D)."""
-        tokens, features = int(is_image.sum()), image_features.shape[0] * image_features.shape[1]
         per_image = self.config.num_image_tokens
-        if len(image_features) and image_features.shape[1] != per_image:
+        count, size = (0, per_image) if image_features is None else image_features.shape[:2]
+        if size != per_image:
             raise ValueError(
-                f"The image features have {image_features.shape[1]} tokens per image instead of {per_image}. Give whole "
-                "images (a prompt with images is not read in pieces: leave out prefill_chunk_size)."
+                f"The image features have {size} tokens per image instead of {per_image}. Give whole images (a prompt "
+                "with images is not read in pieces: leave out prefill_chunk_size)."
             )
-        if tokens != features:
+        if (tokens := int(is_image.sum())) != count * size:
             raise ValueError(
-                f"Image features and image tokens do not match, tokens: {tokens}, features: {features} "
-                f"({image_features.shape[0]} images of {per_image} tokens). Write one image placeholder per image and "
-                "let the processor expand it; do not truncate through an image."
+                f"Image features and image tokens do not match, tokens: {tokens}, features: {count * size} ({count} "
+                f"images of {per_image} tokens). Write one image placeholder per image and let the processor expand it; "
+                "do not truncate through an image."
             )
         return is_image[..., None]
 
@@ -199,6 +201,10 @@ class DeemModel(DeemPreTrainedModel):
         read = 0 if past_key_values is None else past_key_values.get_seq_length()
         if not torch.compiler.is_compiling():
             check_images_are_given(images, image_states, is_image, read)
+            if images is None and image_states is None and is_image.any():
+                logger.warning_once(
+                    "The text holds image tokens, but no images were given: they are read as plain tokens."
+                )
         if images is not None:
             tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
             inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
@@ -300,6 +306,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         num_items_in_batch: torch.Tensor | int | None = None,
         mm_encoder_outputs: dict[str, DeemImageOutput] | None = None,
         image_states: DeemImageStates | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> DeemOutput:
@@ -321,11 +328,10 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         """
         # 1. Pixels -> image tokens -> their places in the text -> hidden states.
         shift_labels = kwargs.pop("shift_labels", None)  # in the signature, Trainer would take it for a label
-        text = dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
-        seen = dict(region_masks=region_masks, mm_encoder_outputs=mm_encoder_outputs, image_states=image_states)
-        outputs = self.model(
-            input_ids, pixel_values, inputs_embeds=inputs_embeds, **text, **seen, return_dict=True, **kwargs
-        )
+        text = dict(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        seen = dict(pixel_values=pixel_values, region_masks=region_masks, mm_encoder_outputs=mm_encoder_outputs)
+        cached = dict(past_key_values=past_key_values, use_cache=use_cache, image_states=image_states)
+        outputs = self.model(input_ids, **text, **seen, **cached, return_dict=True, **kwargs)
         hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
         weights = self.loss_weights(text_loss_weight, image_loss_weight, consistency_loss_weight)
         losses = dict.fromkeys(weights)
@@ -363,7 +369,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
-            image_states=outputs.image_states if outputs.past_key_values is not None else None,
+            image_states=outputs.image_states if use_cache or past_key_values is not None else None,
         )
 
     def loss_weights(
