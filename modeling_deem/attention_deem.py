@@ -105,17 +105,14 @@ class DeemFeatureSynchronizer(nn.Module):
             visible: bool (G, n), or (G, L, n) where it differs between queries; images in order of appearance.
             reference_points: (L, 2) or (G, L, 2), as (x, y) in [0, 1].
             tables: a list that the caller keeps between calls on the same images; empty at first, filled here.
-
-        Returns:
-            (G, L, output_size).
+        Returns: (G, L, output_size).
         """
         groups, num_images = values.shape[:2]
         length, heads, points, levels = queries.shape[1], self.num_heads, self.num_points, len(sides)
         if num_images >= self.max_images:
             raise ValueError(
-                f"{num_images} images in one sequence, but the relative-position table holds {self.max_images - 1}. "
-                "Use fewer images per sequence, or a model with a larger table (image_attention_max_images, "
-                "fusion_max_images)."
+                f"{num_images} images in one sequence, but the relative-position table holds {self.max_images - 1}. Use fewer "
+                "images, or a model with a larger table (image_attention_max_images, fusion_max_images)."
             )
         if num_images == 0:  # nothing to look at: the null slot has all the weight
             return self.output_projection(self.null_value.expand(groups, length, -1))
@@ -137,17 +134,14 @@ class DeemFeatureSynchronizer(nn.Module):
         null_weight = weights[..., -1:]  # [G, L, H, 1]
         weights = weights[..., :-1].view(groups, length, heads, num_images, levels, points)
         weights = weights.permute(4, 0, 3, 2, 1, 5).flatten(1, 3)  # [V, G*n*H, L, K]
-
         # grid_sample spans the image by [-1, 1].
-        reference = 2 * reference_points.view(-1, 1, 1, length, 1, 2) - 1
+        reference = (2 * reference_points - 1).view(-1, 1, 1, length, 1, 2)
         reference = reference.expand(groups, num_images, heads, -1, -1, -1).flatten(0, 2)  # [G*n*H, L, 1, 2]
-        sampled = 0
-        for level, (maps, (height, width)) in enumerate(
-            zip(values.flatten(0, 2).split([h * w for h, w in sides], dim=-1), sides, strict=True)
-        ):
+        sampled, maps_of_levels = 0, values.flatten(0, 2).split([height * width for height, width in sides], dim=-1)
+        for level, (height, width) in enumerate(sides):
             scale = 2 * self.level_sides[level] / self.base_side
             grid = reference + offsets * offsets.new_tensor([scale / width, scale / height])  # [G*n*H, L, K, 2]
-            maps = maps.unflatten(-1, (height, width))  # [G*n*H, c, h, w]
+            maps = maps_of_levels[level].unflatten(-1, (height, width))  # [G*n*H, c, h, w]
             samples = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # [G*n*H, c, L, K]
             sampled = sampled + (samples * weights[level, :, None]).sum(-1)  # [G*n*H, c, L]
 
@@ -219,6 +213,3 @@ class DeemImageAttention(nn.Module):
         queries = self.query_norm(hidden_states)
         residual = self.synchronizer(queries, values, states.sides, states.visible, center, tables)
         return torch.tanh(self.gate) * residual
-
-
-__all__ = ["DeemFeatureSynchronizer", "DeemImageAttention", "parameter_of"]

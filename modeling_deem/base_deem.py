@@ -176,6 +176,3 @@ class DeemPreTrainedModel(PreTrainedModel):
             init.zeros_(module.start_of_image)
         if hasattr(module, "null_condition"):
             init.normal_(module.null_condition, std=std)
-
-
-__all__ = ["DeemPreTrainedModel", "mark_upstream"]

@@ -197,8 +197,8 @@ def text_weights(language_model: PreTrainedModel, config: DeemConfig, new: torch
     old, width = state[embeddings].shape
     grown = config.text_config.vocab_size - old
     state[embeddings] = F.pad(state[embeddings], (0, 0, 0, grown))
-    state[embeddings][new] = (config.text_config.initializer_range * torch.randn(len(new), width)).to(
-        state[embeddings]
+    state[embeddings][new] = (
+        torch.randn(len(new), width).mul(config.text_config.initializer_range).to(state[embeddings])
     )
     if config.tie_word_embeddings:
         state[head] = state[embeddings]
@@ -239,17 +239,15 @@ class ComposeMixin:
     ):
         """Composes a model from three checkpoints or folders; everything that joins them starts fresh.
 
-        With its gates and fusion convolutions at zero, the new model writes what the language model alone writes, and
-        denoises what the denoiser alone denoises.
+        With gates and fusion convolutions at zero, it writes as the language model and denoises as the denoiser.
 
         Args:
             vision: an encoder of a supported family, alone or in a CLIP-like pair, with its image processor.
             text: a causal language model with its tokenizer.
             diffusion: a diffusers pipeline: Stable Diffusion 1, 2 or 3, PixArt or Sana, with its text encoders.
             num_image_tokens: Q, image tokens per image and condition tokens of the image decoder.
-            tokenizer: the processor's; by default the language model's own with `NEW_TOKENS` added, if it has a bos, an
-                eos and a pad token. Tokens that the language model's own tokenizer lacks start with embeddings N(0,
-                initializer_range), output weights 0 and output bias -5.
+            tokenizer: the processor's; by default the language model's own, if it has bos, eos and pad, with `NEW_TOKENS`.
+                New tokens start with embeddings N(0, initializer_range), output weights 0 and output bias -5.
             image_size: side of the encoder's images in pixels; by default that of its image processor.
             dtype: of the model; by default the language model's. The VAE stays in float32.
             config_overrides: further fields of `DeemConfig`; dicts are merged into what follows from the parts.
@@ -263,10 +261,8 @@ class ComposeMixin:
         pipeline = DiffusionPipeline.from_pretrained(diffusion)
         known = AutoTokenizer.from_pretrained(text)
         tokenizer = add_tokens(AutoTokenizer.from_pretrained(text)) if tokenizer is None else tokenizer
-        image_size = image_size or encoder_image_size(vision)
-        config = compose_config(
-            encoder, language_model, pipeline, tokenizer, image_size, num_image_tokens, config_overrides
-        )
+        sizes = (image_size or encoder_image_size(vision), num_image_tokens)
+        config = compose_config(encoder, language_model, pipeline, tokenizer, *sizes, config_overrides)
 
         # The parts under their new names; what is missing is initialized by the model.
         new = torch.tensor(sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values())))
@@ -290,6 +286,3 @@ class ComposeMixin:
         model.generation_config.eos_token_id = [config.eos_token_id, config.start_of_image_token_id]
         model.generation_config.pad_token_id = config.pad_token_id
         return model
-
-
-__all__ = ["NEW_TOKENS", "ComposeMixin", "drawn_size", "empty_prompt"]

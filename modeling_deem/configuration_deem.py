@@ -322,14 +322,8 @@ class DeemConfig(PreTrainedConfig):
 
 
 # Keys that the library itself puts into a config: from_pretrained, save_pretrained and (use_cache) Trainer.
-_LIBRARY_KEYS = {
-    "attn_implementation",
-    "auto_map",
-    "name_or_path",
-    "quantization_config",
-    "transformers_weights",
-    "use_cache",
-}
+_LIBRARY_KEYS = {"attn_implementation", "auto_map", "name_or_path", "quantization_config"}
+_LIBRARY_KEYS |= {"transformers_weights", "use_cache"}
 
 
 def _no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:

@@ -217,6 +217,3 @@ def build_denoiser(config: dict[str, Any]) -> ModelMixin:
             "such as those of Stable Diffusion 1, 2 and 3, PixArt and Sana."
         )
     return denoiser
-
-
-__all__ = ["DeemFeatureFusion", "DeemFusionBlock", "DeemUNet2DConditionModel", "build_denoiser"]

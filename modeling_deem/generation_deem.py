@@ -166,6 +166,3 @@ class DeemGenerationMixin(InterleavingMixin):
         states = decoder.consistency_states(images.image_tokens, images.image_features, region_masks)
         condition = decoder.condition_from_tokens(images.image_tokens)
         return decoder.sample(condition, states, num_inference_steps, guidance_scale, generator, latents, scheduler)
-
-
-__all__ = ["DeemGenerationMixin"]

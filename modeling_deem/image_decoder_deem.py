@@ -369,6 +369,3 @@ class DeemImageDecoder(DeemPreTrainedModel):
                 prediction = without + scale * (within - without)
             latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
         return self.decode(latents)
-
-
-__all__ = ["DeemImageDecoder"]

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .vision_deem import resize_region_masks
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -68,6 +70,8 @@ def check_images_are_given(
 ) -> None:
     """Refuse what would leave images out of sight: `read` tokens in the cache, image tokens bool (B, T) behind them.
 
+    Image tokens without images are read as plain tokens, as transformers' own tests demand, with a warning.
+
     Raises:
         ValueError: a cache whose images are not known, or images that the states do not know.
     """
@@ -82,14 +86,13 @@ def check_images_are_given(
             "output that came with the cache (image_states=outputs.image_states of a call with use_cache=True), or to "
             "generate the whole sequence and all its images."
         )
+    if images is None and states is None and is_image.any():
+        logger.warning_once("The text holds image tokens, but no images were given: they are read as plain tokens.")
     if images is not None and read and (states is None or is_image[:, max(states.visible.shape[1] - read, 0) :].any()):
         raise ValueError(
             f"Images among tokens behind a cache of {read} tokens need the image_states of the whole sequence: give "
             "generate the whole sequence and all its images, or call get_image_states with them."
         )
-
-
-# ---- which images ------------------------------------------------------------------------------------------------------
 
 
 def flatten_features(image_features: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -273,20 +276,3 @@ def previous_features(
         visible=visible,
         index=index,
     )
-
-
-__all__ = [
-    "DeemImageStates",
-    "ImagePlaces",
-    "check_images_are_given",
-    "first_image_tokens",
-    "flatten_features",
-    "gather_contexts",
-    "is_supervised",
-    "last_document_start",
-    "locate_images",
-    "no_features",
-    "own_features",
-    "previous_features",
-    "supervised_images",
-]

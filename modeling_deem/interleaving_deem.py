@@ -127,16 +127,11 @@ class InterleavingMixin:
             As the generator's return value, and from `generate_interleaved`: `DeemInterleavedOutput`.
         """
         rows = self._split_rows(input_ids, attention_mask, pixel_values, generator, latents)
-        draw_options = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "scheduler": scheduler,
-        }
+        sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         text_options = self._text_options(text_options, max_new_tokens)
-
         while active := [row for row in rows if not row.done and len(row.pieces) < max_pieces]:
             if drawing := [row for row in active if row.drawing]:
-                self._draw(drawing, image_processor, draw_options)
+                self._draw(drawing, image_processor, {**sampling, "scheduler": scheduler})
                 yield from ((row.index, row.pieces[-1]) for row in drawing)
             if writing := [row for row in active if not row.drawing and len(row.pieces) < max_pieces]:
                 self._write(writing, text_options, draw_every_turn, stop_at_eos)
@@ -196,8 +191,7 @@ class InterleavingMixin:
         for name in ("eos_token_id", "return_dict_in_generate", "stop_strings", "streamer"):
             if options.get(name):
                 raise ValueError(
-                    f"generate_interleaved takes no {name}: a text ends at the model's eos or where an image begins, and comes "
-                    "as token ids (see stream_interleaved)."
+                    f"generate_interleaved takes no {name}: a text ends at the model's eos or where an image begins."
                 )
         # Image tokens written as text would have no image.
         defaults = {"pad_token_id": self.config.pad_token_id, "suppress_tokens": [self.config.image_token_id]}
@@ -238,9 +232,8 @@ class InterleavingMixin:
         padding = ids.shape[1] - torch.tensor([len(row.ids) for row in rows], device=ids.device)
         starts = padding + torch.tensor([row.document_start for row in rows], device=ids.device)
         generators = [row.generator for row in rows]
-        latents = None
-        if rows[0].latents is not None:
-            latents = torch.cat([row.latents[row.num_drawn] for row in rows])
+        given = rows[0].latents is not None
+        latents = torch.cat([row.latents[row.num_drawn] for row in rows]) if given else None
         images = self.generate_images(
             ids,
             mask,
@@ -268,6 +261,3 @@ def _sampling_with(sampler: _RowSampler) -> Callable:
         return model._sample(input_ids, logits_processor=logits_processor, **kwargs)
 
     return decode
-
-
-__all__ = ["DeemInterleavedOutput", "InterleavingMixin"]

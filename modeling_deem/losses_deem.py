@@ -53,6 +53,3 @@ def supervised_mean(errors: torch.Tensor, supervised: torch.Tensor, reduction: s
     if reduction == "all":
         return per_image.mean()
     return per_image.sum() / supervised.sum().clamp(min=1)
-
-
-__all__ = ["region_mean", "supervised_mean", "text_loss"]

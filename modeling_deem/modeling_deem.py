@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_deem import DeemImageAttention
 from .base_deem import DeemPreTrainedModel
@@ -33,8 +33,6 @@ from .losses_deem import text_loss
 from .perceiver_deem import DeemPerceiver
 from .text_deem import build_language_model, embedding_name
 from .vision_deem import DeemVisionTower
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -201,10 +199,6 @@ class DeemModel(DeemPreTrainedModel):
         read = 0 if past_key_values is None else past_key_values.get_seq_length()
         if not torch.compiler.is_compiling():
             check_images_are_given(images, image_states, is_image, read)
-            if images is None and image_states is None and is_image.any():
-                logger.warning_once(
-                    "The text holds image tokens, but no images were given: they are read as plain tokens."
-                )
         if images is not None:
             tokens = images.pooler_output.to(inputs_embeds)  # [N, Q, D]
             inputs_embeds = inputs_embeds.masked_scatter(self.get_placeholder_mask(is_image, tokens), tokens)
@@ -225,15 +219,8 @@ class DeemModel(DeemPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        return DeemModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=images.pooler_output if images is not None else None,
-            image_output=images,
-            image_states=image_states,
-        )
+        seen = dict(image_output=images, image_hidden_states=None if images is None else images.pooler_output)
+        return DeemModelOutput(**outputs, **seen, image_states=image_states)
 
     def get_image_states(
         self, images: DeemImageOutput | None, is_image: torch.Tensor, is_bos: torch.Tensor

@@ -79,6 +79,3 @@ class DeemPerceiver(nn.Module):
         for layer in self.layers:
             queries = layer(queries, memory, mask)
         return queries
-
-
-__all__ = ["DeemPerceiver", "DeemPerceiverAttention", "DeemPerceiverLayer"]

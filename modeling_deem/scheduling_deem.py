@@ -96,6 +96,3 @@ def exchange_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffus
     if not is_flow or name == own:
         return other.from_config(scheduler.config)
     return other(prediction_type=FLOW, use_flow_sigmas=True, flow_shift=scheduler.config.shift)
-
-
-__all__ = ["add_noise", "build_scheduler", "exchange_scheduler", "prediction_type", "training_config"]

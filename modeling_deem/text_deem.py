@@ -150,6 +150,3 @@ def build_language_model(text_config, image_attention: nn.ModuleDict) -> nn.Modu
         layer.layer_key = key
         object.__setattr__(layer, "image_attention", image_attention)  # past nn.Module, which would register it
     return language_model
-
-
-__all__ = ["LAYERS", "build_language_model", "embedding_name", "layer_shape"]

@@ -65,9 +65,7 @@ def resize_region_masks(masks: torch.Tensor, size: tuple[int, int], mode: str = 
     `mode` "bilinear" is the released rule, under which a region smaller than a cell can vanish; "antialias" weighs all
     pixels of a cell, so that a region keeps at least one.
     """
-    masks = F.interpolate(
-        masks.float(), size=size, mode="bilinear", align_corners=False, antialias=mode == "antialias"
-    )
+    masks = F.interpolate(masks.float(), size=size, mode="bilinear", antialias=mode == "antialias")
     return (masks > 0).float()
 
 
@@ -297,19 +295,3 @@ class DeemVisionTower(nn.Module):
             hidden_states=outputs.hidden_states if wants_states else None,
             attentions=getattr(outputs, "attentions", None),
         )
-
-
-__all__ = [
-    "PLAIN_ENCODERS",
-    "STAGED_ENCODERS",
-    "DeemRegionTokens",
-    "DeemSimplePyramid",
-    "DeemVisionOutput",
-    "DeemVisionTower",
-    "is_staged",
-    "pyramid_sides",
-    "resize_positions",
-    "resize_region_masks",
-    "sincos_positions_1d",
-    "sincos_positions_2d",
-]
