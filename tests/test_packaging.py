@@ -76,10 +76,10 @@ def test_wheel_imports_from_a_clean_folder(site: Path, tmp_path: Path) -> None:
     assert [Path(place).parent.parent for place in places] == [site, site]
 
 
-def test_the_training_script_of_the_docs_needs_the_wheel_alone(
+def test_the_training_script_of_the_readme_needs_the_wheel_alone(
     site: Path, tiny_processor: DeemProcessor, tmp_path: Path
 ) -> None:
-    section = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("## Your own script\n")[1]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Train on your own rows\n")[1]
     snippet = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     assert len(snippet.splitlines()) <= 15
     tiny_model().save_pretrained(tmp_path / "deem")
