@@ -6,10 +6,12 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
-from transformers.image_utils import SizeDict
+from transformers.image_utils import ChannelDimension, ImageInput, SizeDict
+from transformers.processing_utils import Unpack
 from transformers.utils import TensorType
 
 from .image_processing_pil_deem import DeemImageProcessorKwargs, DeemImageProcessorMixin
+from .image_reading_deem import check_size
 
 
 class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
@@ -19,6 +21,26 @@ class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
         "gray level.",
     )
     valid_kwargs = DeemImageProcessorKwargs
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        do_rescale: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: torch.device | str | None = None,
+        **kwargs: Unpack[DeemImageProcessorKwargs],
+    ) -> torch.Tensor:
+        """One image -> upright RGB, `(3, H, W)`, on `device`; a tensor stays on its own without one."""
+        form = {"do_convert_rgb": do_convert_rgb, "input_data_format": input_data_format}
+        if isinstance(image, torch.Tensor):
+            device = image.device if device is None else device
+            if image.dtype == torch.uint8 and {*image.shape[::2]} & {1, 2, 3, 4} == {3}:  # nothing to convert
+                image = super().process_image(image, **form, device=device)
+                check_size(image.shape[2], image.shape[1])
+                return image
+        image = self._upright_rgb(image, do_rescale=do_rescale, **form)
+        return super().process_image(image, **form, device=device, **kwargs)
 
     def halve(self, image: torch.Tensor, size: SizeDict) -> torch.Tensor:
         """Shrink by two with a box filter. (..., 3, H, W) -> (..., 3, H // 2, W // 2)."""

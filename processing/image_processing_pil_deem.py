@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature, get_size_dict
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    is_valid_image,
+)
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-_EXIF_ORIENTATION = 0x0112
+from .image_reading_deem import read_image, to_rgb, upright
+
 _HALF = (0.5, 0.5, 0.5)  # mean and std that take [0, 1] to [-1, 1]
 
 
@@ -70,11 +78,12 @@ class DeemImageProcessorMixin:
     - `target_pixel_values` (N, 3, target height, target width) float32 in [-1, 1], with `return_targets=True`;
     - `region_masks` (N, 1, h, w) float32 in {0, 1}, if at least one image has a region; ones for the others.
 
-    Pictures of any mode become RGB (transparency on white) and are turned upright by their EXIF orientation, so a
-    region mask is as large as the upright picture.
+    Images are PIL images, arrays and tensors, paths, URLs, base64 text and the bytes of files. Whatever they are, they
+    become RGB by the rules of `to_rgb` (transparency on white) and are turned upright by their EXIF orientation, so a
+    region mask is as large as the upright image.
 
-    Raises `ValueError` for a file that cannot be read (named), a region mask whose size is not its image's, numbers
-    of masks and images that differ, and sizes without height and width.
+    Raises `ValueError` for a file that cannot be read (named), an image that is too large or that no rule makes RGB, a
+    region mask whose size is not its image's, numbers of masks and images that differ, and sizes without height and width.
     """
 
     valid_kwargs = DeemImageProcessorKwargs
@@ -96,40 +105,38 @@ class DeemImageProcessorMixin:
         super().__init__(**kwargs)
 
     def fetch_images(self, image_url_or_urls: ImageInput) -> Any:
-        """Load paths, URLs and base64 strings, in lists nested as given; pictures pass, `(H, W)` arrays as `(1, H, W)`."""
+        """Read paths, URLs, base64 and bytes, in lists nested as given; images pass, `(H, W)` arrays as `(1, H, W)`."""
         images = image_url_or_urls
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, (str, os.PathLike)):
-            name = os.fspath(images)
-            try:
-                return super().fetch_images(name)
-            except (OSError, ValueError, SyntaxError, RuntimeError, PIL.Image.DecompressionBombError) as error:
-                raise ValueError(
-                    f"Could not read the image {name[:200]!r} ({type(error).__name__}: {str(error)[:200]}). Give the "
-                    "path or URL of a whole image file in a format that Pillow reads."
-                ) from error
-        if not isinstance(images, PIL.Image.Image) and getattr(images, "ndim", None) == 2:
-            return images[None]
-        return super().fetch_images(images)
-
-    def process_image(self, image: ImageInput, **kwargs: Unpack[DeemImageProcessorKwargs]) -> Any:
-        """One picture -> upright RGB, channels first, in the backend's array type: `(3, H, W)`."""
-        if isinstance(image, PIL.Image.Image):
-            image = self._upright(image)
-        return super().process_image(image, **kwargs)
+        if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)):
+            return read_image(images)
+        if isinstance(images, PIL.Image.Image):
+            return images
+        if not is_valid_image(images) or images.ndim not in (2, 3, 4) or 0 in images.shape:
+            kind = f"an array of shape {tuple(images.shape)}" if is_valid_image(images) else type(images).__name__
+            raise ValueError(
+                f"Got {kind} for an image. Give a PIL image, an array or tensor of one image (height, width, channels) "
+                "or of several, a path, URL, base64 text or the bytes of an image file, or lists of these."
+            )
+        return images[None] if images.ndim == 2 else images
 
     @staticmethod
-    def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-        try:
-            image.load()  # PIL reads lazily: a broken file shows here at the latest
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-            return PIL.ImageOps.exif_transpose(image) if turned else image
-        except (OSError, SyntaxError) as error:
-            name = getattr(image, "filename", "") or f"{image.format or 'PIL'} image of {image.width}x{image.height}"
-            raise ValueError(
-                f"Could not read the image {str(name)!r} ({error}). Replace the file or drop it."
-            ) from error
+    def _upright_rgb(
+        image: ImageInput,
+        do_convert_rgb: bool | None,
+        do_rescale: bool | None,
+        input_data_format: str | ChannelDimension | None,
+    ) -> Any:
+        """One image as `upright` and, with `do_convert_rgb`, `to_rgb` give it."""
+        if isinstance(image, PIL.Image.Image):
+            image = upright(image)
+        elif not do_rescale and "float" in str(image.dtype):
+            return image  # in 0 ... 1 by its user's word; stays as fine as it is
+        if not do_convert_rgb:
+            return image
+        first = None if input_data_format is None else ChannelDimension(input_data_format) == ChannelDimension.FIRST
+        return to_rgb(image, channels_first=first)
 
     def _standardize_kwargs(self, target_size: Any = None, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
@@ -163,6 +170,8 @@ class DeemImageProcessorMixin:
         self, images: ImageInput, region_masks: Any = None, **kwargs: Unpack[DeemImageProcessorKwargs]
     ) -> BatchFeature:
         images = self._prepare_image_like_inputs(images, **kwargs)
+        if not images:
+            raise ValueError("Got no image. Give at least one, or call the processor with text alone.")
         masks = self._prepare_region_masks(region_masks, [self._height_width(image) for image in images])
         return self._preprocess(images, region_masks=masks, **kwargs)
 
@@ -279,12 +288,20 @@ class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
     )
 
     def process_image(
-        self, image: ImageInput, **kwargs: Unpack[DeemImageProcessorKwargs]
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        do_rescale: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Unpack[DeemImageProcessorKwargs],
     ) -> PIL.Image.Image | np.ndarray:
-        """One picture -> upright RGB: PIL pictures stay what they are, arrays and tensors become `(3, H, W)` arrays."""
+        """One image -> upright RGB as a PIL image; without `do_convert_rgb`, or of floats, `(C, H, W)` arrays."""
+        image = self._upright_rgb(image, do_convert_rgb, do_rescale, input_data_format)
         if isinstance(image, PIL.Image.Image) and image.mode == "RGB":
-            return self._upright(image)  # no way through an array and back: PIL resizes it
-        return super().process_image(image, **kwargs)
+            return image  # no way through an array and back: PIL resizes it
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
 
     @staticmethod
     def _height_width(image: PIL.Image.Image | np.ndarray) -> tuple[int, int]:

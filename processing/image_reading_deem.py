@@ -1,0 +1,236 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""What an image is before anything is computed of it: read from anywhere, upright, RGB, of a size that can be worked on.
+
+The one place of these rules: the image processor and the data readers of the recipes call it.
+"""
+
+import base64
+import os
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from huggingface_hub.utils import httpx
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+
+MAX_PIXELS = 89_478_485  # from here on Pillow warns of decompression bombs
+MAX_PROPORTION = 30  # the center crop would first enlarge a longer strip to gigabytes
+MAX_DOWNLOAD = 256 * 1024 * 1024  # bytes
+SECONDS_TO_ANSWER = 30
+
+_ORIENTATION = 0x0112
+
+
+def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
+    """Load an image from a path, a URL, base64 (also as a data URI) or the bytes of a file, upright, in its own mode.
+
+    Raises:
+        ValueError: for what cannot be read, named, with the reason.
+    """
+    name = f"{len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
+    try:
+        image = PIL.Image.open(_file_of(source))
+        check_size(*image.size)
+        if getattr(image, "is_animated", False):
+            with image:  # which else stays open
+                image = image.copy()
+        return upright(image)
+    except Exception as error:  # Pillow's decoders raise errors of any kind
+        raise ValueError(
+            f"Could not read the image {str(name)[:200]!r} ({type(error).__name__}: {str(error)[:300]}). Give the "
+            "path, URL, base64 text or bytes of a whole image file in a format that Pillow reads."
+        ) from error
+
+
+def _file_of(source: Any) -> Any:
+    """What Pillow opens: a path or a file in memory."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return BytesIO(source)
+    name = os.fspath(source)
+    if name.startswith(("http://", "https://")):
+        return BytesIO(_download(name))
+    if name.startswith("data:") and "," in name:
+        return BytesIO(base64.b64decode("".join(name.split(",", 1)[1].split()), validate=True))
+    try:
+        if os.path.isfile(name):
+            return name
+        data = base64.b64decode("".join(name.split()), validate=True)
+    except ValueError:  # not base64, or a name that no file can have
+        data = b""
+    if len(data) < 32:  # a name may happen to be base64, but not of an image
+        raise FileNotFoundError("no such file, and neither a URL nor base64 of an image")
+    return BytesIO(data)
+
+
+def _download(url: str) -> bytes:
+    data = bytearray()
+    with httpx.stream("GET", url, timeout=SECONDS_TO_ANSWER, follow_redirects=True) as response:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > MAX_DOWNLOAD:
+                raise ValueError(f"more than {MAX_DOWNLOAD} bytes")
+    return bytes(data)
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse sizes that no image can be made of, or only with gigabytes; judged before decoding.
+
+    Raises:
+        ValueError: no pixel, more than `MAX_PIXELS`, or a strip longer than `MAX_PROPORTION` times its other side.
+    """
+    if not (width and height):
+        raise ValueError(f"An image of {height} x {width} (height x width) has no pixel. Give one with both sides.")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_PROPORTION * min(width, height):
+        raise ValueError(
+            f"An image of {height} x {width} (height x width) is too large: at most {MAX_PIXELS} pixels, and one side "
+            f"at most {MAX_PROPORTION} times the other. Shrink or crop it first."
+        )
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Load an image and turn it as its EXIF orientation says; broken EXIF data say nothing.
+
+    Raises:
+        ValueError: for pixels that cannot be decoded, with the file's name where it is known, and all of `check_size`.
+    """
+    check_size(*image.size)
+    try:
+        image.load()  # PIL reads lazily: a broken file shows here at the latest
+    except Exception as error:  # Pillow's decoders raise errors of any kind
+        name = getattr(image, "filename", "") or f"{image.format or 'PIL'} image of {image.width}x{image.height}"
+        raise ValueError(f"Could not read the image {str(name)!r} ({error}). Replace the file or drop it.") from error
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as above
+        return image
+    if orientation not in range(2, 9):
+        return image
+    turned = image.copy()  # with nothing else of its metadata, of which any may be broken
+    turned.info = {name: value for name, value in image.info.items() if name == "transparency"}
+    turned.getexif()[_ORIENTATION] = orientation
+    return PIL.ImageOps.exif_transpose(turned)
+
+
+def to_rgb(image: PIL.Image.Image | np.ndarray | torch.Tensor, channels_first: bool | None = None) -> PIL.Image.Image:
+    """Return an image of any kind as RGB, 8 bits per channel; transparency lies on white.
+
+    Args:
+        image: a PIL image, which keeps its EXIF data, or an array `(H, W)`, `(H, W, C)` or `(C, H, W)` with C of 1
+            (gray), 2 (gray, alpha), 3 or 4 (RGB, alpha). What is white follows from its type: True; 255 of 8 bits;
+            65535 of 16 bits (PIL's modes `I` and `I;16`, uint16); 255 of wider integers; 1 of floats up to 1, 255 of
+            floats up to 255.
+        channels_first: layout of an array; None to see it from its shape.
+
+    Raises:
+        ValueError: no pixel or too many, numbers of channels or dimensions other than these, values outside of these
+            ranges or of which nothing says what is white (PIL's mode `F`).
+    """
+    if not isinstance(image, PIL.Image.Image):
+        return _on_white(_array_to_image(image, channels_first))
+    check_size(*image.size)
+    if image.mode == "F":
+        raise ValueError(
+            "An image of floating point numbers (PIL mode F): nothing says which value is white. Give it as an array of "
+            "floats in 0 ... 1, or save it with 8 or 16 bits."
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):  # `convert` would cut them at 255
+        return _of_sixteen_bits(image)
+    return _on_white(image)
+
+
+def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Any 8-bit mode -> RGB; an RGB image without transparency is not copied."""
+    if not image.has_transparency_data:
+        plain = image.mode == "RGB" and not getattr(image, "is_animated", False)
+        return image if plain else image.convert("RGB")
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = PIL.Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    white.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    return white
+
+
+def _of_sixteen_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Gray of 16 bits, or of 32 that hold 16 -> RGB; a transparent shade is white."""
+    array = np.asarray(image)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 65535 or (image.mode == "I" and 0 < high < 256):
+        raise ValueError(
+            f"A gray image of whole numbers from {low} to {high} (PIL mode {image.mode}): nothing says which value is "
+            "white. Expected are 16 bits, white being 65535; save it with 8 or 16 bits."
+        )
+    gray = _eight_bits_of_sixteen(array)
+    if isinstance(shade := image.info.get("transparency"), int):
+        gray[array == shade] = 255
+    rgb = PIL.Image.fromarray(gray).convert("RGB")
+    rgb.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    return rgb
+
+
+def _eight_bits_of_sixteen(array: np.ndarray) -> np.ndarray:
+    """0 ... 65535 -> uint8, to the nearest."""
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _array_to_image(array: Any, channels_first: bool | None) -> PIL.Image.Image:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    array = _channels_last(np.asarray(array), channels_first)
+    check_size(array.shape[1], array.shape[0])
+    channels = array.shape[2]
+    array = np.ascontiguousarray(_as_eight_bits(array))
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+    return PIL.Image.frombytes(mode, (array.shape[1], array.shape[0]), array.tobytes())
+
+
+def _channels_last(array: np.ndarray, channels_first: bool | None) -> np.ndarray:
+    """(H, W), (H, W, C) or (C, H, W) -> (H, W, C) with 1 to 4 channels."""
+    if array.ndim == 2:
+        return array[..., None]
+    if array.ndim == 3:
+        for counts in ((1, 3, 4), (2,)):
+            try:
+                first = infer_channel_dimension_format(array, num_channels=counts) == ChannelDimension.FIRST
+            except ValueError:  # neither end is one of these
+                continue
+            first = first if channels_first is None else channels_first
+            if array.shape[0 if first else 2] in counts:
+                return np.moveaxis(array, 0, -1) if first else array
+    raise ValueError(
+        f"An array of shape {array.shape} is no image. Give (height, width), (height, width, channels) or (channels, "
+        "height, width) with 1, 2, 3 or 4 channels: gray, gray and alpha, RGB, RGB and alpha."
+    )
+
+
+def _as_eight_bits(array: np.ndarray) -> np.ndarray:
+    """An array (H, W, C) of any type as uint8; see `to_rgb` for what is white."""
+    kind = array.dtype.kind
+    if kind == "b":
+        return array * np.uint8(255)
+    if array.dtype == np.uint8:
+        return array
+    if kind == "u" and array.dtype.itemsize == 2:
+        return _eight_bits_of_sixteen(array)
+    low, high = (array.min(), array.max()) if kind in "iuf" else (np.nan, np.nan)
+    if kind in "iu" and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    if kind == "f":
+        white = 1.0 if high <= 1.001 else 255.0
+        alpha = array[..., -1].max() if array.shape[2] in (2, 4) else white
+        two_scales = white == 255 and (high < 2 or 0 < alpha <= 1)  # 1.02 may be a white that overshoots
+        if low >= -0.001 * white and high <= 1.001 * white and not two_scales:  # not so for NaN
+            return np.rint(array.clip(0, white) * np.float32(255 / white)).astype(np.uint8)
+    raise ValueError(
+        f"An array of {array.dtype} with values from {low} to {high} is no image of a known range. Give bool, uint8 (0 "
+        "... 255), uint16 (0 ... 65535), other integers in 0 ... 255, or floats in 0 ... 1 or 0 ... 255, alpha alike."
+    )
+
+
+__all__ = ["MAX_PIXELS", "MAX_PROPORTION", "check_size", "read_image", "to_rgb", "upright"]
