@@ -26,11 +26,8 @@ AutoModelForMultimodalLM.register(DeemConfig, DeemForConditionalGeneration, exis
 
 from processing import DeemImageProcessor, DeemImageProcessorPil, DeemProcessor  # noqa: E402
 
-AutoImageProcessor.register(
-    DeemConfig,
-    image_processor_classes={"pil": DeemImageProcessorPil, "torchvision": DeemImageProcessor},
-    exist_ok=True,
-)
+_classes = {"pil": DeemImageProcessorPil, "torchvision": DeemImageProcessor}
+AutoImageProcessor.register(DeemConfig, image_processor_classes=_classes, exist_ok=True)
 AutoProcessor.register(DeemConfig, DeemProcessor, exist_ok=True)
 
 

@@ -6,6 +6,7 @@ comments: Q image tokens per image, P perceiver width, E width of the image feat
 condition, D language width.
 """
 
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -230,7 +231,8 @@ class DeemConfig(PreTrainedConfig):
     """
 
     model_type = "deem"
-    keys_to_ignore_at_inference = ["past_key_values", "image_states"]
+    keys_to_ignore_at_inference = ["past_key_values", "image_states", "image_hidden_states"]
+    keys_to_ignore_at_inference += ["text_loss", "image_loss", "consistency_loss"]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext"),
         "text_config": SubConfigSpec(
@@ -294,12 +296,9 @@ class DeemConfig(PreTrainedConfig):
             self.perceiver_config.encoder_hidden_size = self.feature_size
         if self.image_decoder_config is not None:
             decoder = self.image_decoder_config
-            for name, value in (
-                ("token_size", self.perceiver_config.hidden_size),
-                ("context_size", self.text_config.hidden_size),
-                ("feature_size", self.feature_size),
-                ("region_mask_resize", self.region_mask_resize),
-            ):
+            given = dict(feature_size=self.feature_size, region_mask_resize=self.region_mask_resize)
+            given |= dict(token_size=self.perceiver_config.hidden_size, context_size=self.text_config.hidden_size)
+            for name, value in given.items():
                 if getattr(decoder, name) is None:
                     setattr(decoder, name, value)
                 elif getattr(decoder, name) != value:
@@ -331,8 +330,6 @@ def _no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
 
     A saved config may come from another version: keys of it that resemble none of ours are only reported.
     """
-    from difflib import get_close_matches
-
     known = set(type(config).__dataclass_fields__)
     for key in kwargs:
         if key in known or key in _LIBRARY_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key):

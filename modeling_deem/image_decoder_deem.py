@@ -214,13 +214,11 @@ class DeemImageDecoder(DeemPreTrainedModel):
             region_masks: (N, 1, h, w) in {0, 1}; error outside the region does not count.
             noise, timesteps: the random draws, to repeat a computation; drawn from `generator` otherwise.
         """
-        config = self.config
         if noise is None:
             noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
         if timesteps is None:
-            timesteps = self.draw_timesteps(
-                len(latents), *config.consistency_timestep_range, device=latents.device, generator=generator
-            )
+            window = self.config.consistency_timestep_range
+            timesteps = self.draw_timesteps(len(latents), *window, device=latents.device, generator=generator)
         states = self.consistency_states(image_tokens, image_features, region_masks)
         errors = self.error_map(latents, self.condition_from_tokens(image_tokens), states, timesteps, noise)
         if region_masks is not None:
@@ -281,9 +279,8 @@ class DeemImageDecoder(DeemPreTrainedModel):
             drop_condition = draws < (self.config.condition_dropout if self.training else 0.0)
 
         condition = self.condition_from_context(contexts, context_mask)
-        condition = torch.where(
-            drop_condition[:, None, None], parameter_of(self, "null_condition").to(condition.dtype), condition
-        )
+        null_condition = parameter_of(self, "null_condition").to(condition.dtype)
+        condition = torch.where(drop_condition[:, None, None], null_condition, condition)
         errors = self.error_map(latents, condition, states, timesteps, noise)
         supervised = is_supervised(context_mask, image_loss_mask)
         return supervised_mean(errors, supervised, self.config.image_loss_reduction)
@@ -346,9 +343,8 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
         guided = scale != 1.0
         if guided:
-            condition = torch.cat(
-                [parameter_of(self, "null_condition").to(condition.dtype).expand_as(condition), condition]
-            )
+            null_condition = parameter_of(self, "null_condition").to(condition.dtype).expand_as(condition)
+            condition = torch.cat([null_condition, condition])
         index, visible = states.index, states.visible
         if index is None:
             index = torch.arange(len(visible), device=visible.device)[:, None]

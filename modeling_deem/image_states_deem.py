@@ -161,9 +161,6 @@ def first_image_tokens(is_image: torch.Tensor, num_image_tokens: int) -> tuple[t
     return is_first.nonzero(as_tuple=True)
 
 
-# ---- where documents and drawn images begin ----------------------------------------------------------------------------
-
-
 def last_document_start(is_bos: torch.Tensor) -> torch.Tensor:
     """bool (B, T) -> int64 (B, T), the column of the latest bos at or before each token, -1 before the first."""
     columns = torch.arange(is_bos.shape[1], device=is_bos.device)

@@ -21,11 +21,33 @@ def text_loss(
             over the targets given here. No target at all gives 0.
         shift_labels: (B, T), targets already aligned with the logits; they take the place of `labels`.
     """
-    if shift_labels is None:
-        shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+    shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
     if num_items_in_batch is None:
-        num_items_in_batch = (shift_labels != -100).sum().clamp(min=1)
-    return ForCausalLMLoss(logits, None, logits.shape[-1], num_items_in_batch, shift_labels=shift_labels)
+        num_items_in_batch = (shift_labels != -100).sum()
+    count = torch.as_tensor(num_items_in_batch).clamp(min=1)
+    return ForCausalLMLoss(logits, None, logits.shape[-1], count, shift_labels=shift_labels)
+
+
+def weighted_sum(
+    losses: dict[str, torch.Tensor | None],
+    weights: dict[str, float],
+    labels: torch.Tensor | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """The total loss, None where no loss was computed. Arguments as in `text_loss`.
+
+    Trainer adds up the totals of the micro-batches of a step when it gives `num_items_in_batch`. The text loss is then a
+    share of the step's; those over images, means of the micro-batch, count by the same share of text targets: exact where
+    the images of each micro-batch are in proportion to its targets. `DeemTrainer` is exact always.
+    """
+    share = 1.0
+    if num_items_in_batch is not None and (labels is not None or shift_labels is not None):
+        targets = labels[:, 1:] if shift_labels is None else shift_labels
+        share = (targets != -100).sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
+    shares = dict.fromkeys(losses, share) | {"text_loss": 1.0}
+    total = [weights[name] * shares[name] * loss for name, loss in losses.items() if loss is not None]
+    return sum(total) if total else None
 
 
 def region_mean(errors: torch.Tensor, regions: torch.Tensor | None) -> torch.Tensor:

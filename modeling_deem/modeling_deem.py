@@ -29,7 +29,7 @@ from .image_states_deem import (
     no_features,
     previous_features,
 )
-from .losses_deem import text_loss
+from .losses_deem import text_loss, weighted_sum
 from .perceiver_deem import DeemPerceiver
 from .text_deem import build_language_model, embedding_name
 from .vision_deem import DeemVisionTower
@@ -58,7 +58,8 @@ class DeemModelOutput(BaseModelOutputWithPast):
     """
     Attributes:
         image_output: what `get_image_features` gave, if there were images.
-        image_states: which tokens see which images; whoever goes on behind the cache gives it again.
+        image_states: with `use_cache=True` or behind a cache, which tokens see which images; whoever goes on behind the
+            cache gives it again.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -70,11 +71,11 @@ class DeemModelOutput(BaseModelOutputWithPast):
 class DeemOutput(CausalLMOutputWithPast):
     """
     Attributes:
-        loss: the weighted sum of the three losses that were computed.
+        loss: the weighted sum of the three losses that were computed, see `weighted_sum`.
         text_loss, image_loss, consistency_loss: scalars; None where not asked for or of weight 0.
         logits: (B, T, V).
         image_hidden_states: (N, Q, D).
-        image_states: see `DeemModelOutput`; with `use_cache=True` or behind a cache.
+        image_states: see `DeemModelOutput`.
     """
 
     text_loss: torch.Tensor | None = None
@@ -173,6 +174,7 @@ class DeemModel(DeemPreTrainedModel):
         region_masks: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, DeemImageOutput] | None = None,
         image_states: DeemImageStates | None = None,
+        use_cache: bool | None = None,
         **kwargs,
     ) -> DeemModelOutput:
         r"""
@@ -210,17 +212,13 @@ class DeemModel(DeemPreTrainedModel):
             is_bos = self.find_token(self.config.bos_token_id, input_ids, inputs_embeds)
             image_states = self.get_image_states(images, is_image, is_bos)
         keep = past_key_values is not None and not self.training
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            image_states=image_states.of_tokens(start, inputs_embeds.shape[1], keep),
-            return_dict=True,
-            **kwargs,
-        )
+        text = dict(inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids)
+        cached = dict(past_key_values=past_key_values, use_cache=use_cache)
+        states = image_states.of_tokens(start, inputs_embeds.shape[1], keep)
+        outputs = self.language_model(**text, **cached, image_states=states, return_dict=True, **kwargs)
         seen = dict(image_output=images, image_hidden_states=None if images is None else images.pooler_output)
-        return DeemModelOutput(**outputs, **seen, image_states=image_states)
+        gone_on = use_cache or past_key_values is not None
+        return DeemModelOutput(**outputs, **seen, image_states=image_states if gone_on else None)
 
     def get_image_states(
         self, images: DeemImageOutput | None, is_image: torch.Tensor, is_bos: torch.Tensor
@@ -293,7 +291,6 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         num_items_in_batch: torch.Tensor | int | None = None,
         mm_encoder_outputs: dict[str, DeemImageOutput] | None = None,
         image_states: DeemImageStates | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> DeemOutput:
@@ -317,7 +314,7 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         shift_labels = kwargs.pop("shift_labels", None)  # in the signature, Trainer would take it for a label
         text = dict(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
         seen = dict(pixel_values=pixel_values, region_masks=region_masks, mm_encoder_outputs=mm_encoder_outputs)
-        cached = dict(past_key_values=past_key_values, use_cache=use_cache, image_states=image_states)
+        cached = dict(past_key_values=past_key_values, image_states=image_states)
         outputs = self.model(input_ids, **text, **seen, **cached, return_dict=True, **kwargs)
         hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
         weights = self.loss_weights(text_loss_weight, image_loss_weight, consistency_loss_weight)
@@ -347,16 +344,15 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
             losses["image_loss"] = self.image_decoder.image_loss(*context, image_loss_mask=image_loss_mask, **given)
 
         # 6. The weighted sum of what was computed.
-        total = [weights[name] * loss for name, loss in losses.items() if loss is not None]
         return DeemOutput(
-            loss=sum(total) if total else None,
+            loss=weighted_sum(losses, weights, labels, num_items_in_batch, shift_labels),
             **losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
-            image_states=outputs.image_states if use_cache or past_key_values is not None else None,
+            image_states=outputs.image_states,
         )
 
     def loss_weights(

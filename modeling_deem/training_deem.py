@@ -121,8 +121,6 @@ class DeemTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Return the weighted sum of the losses, scaled so that the micro-batches of one optimizer step add up."""
-        if num_items_in_batch is not None:
-            num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)  # a step without text targets
         plain = self.accelerator.unwrap_model(model)
         weights = plain.loss_weights(*(inputs.get(f"{name}_weight") for name in LOSSES))
         counts = loss_counts(inputs, plain.config, weights)

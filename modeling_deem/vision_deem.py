@@ -175,8 +175,7 @@ class DeemRegionTokens(nn.Module):
             region = resize_region_masks(masks, level.shape[-2:], mode).to(level.dtype)
             mean = (level * region).sum((2, 3)) / (region.sum((2, 3)) + 1e-8)  # [N, E]
             tokens.append(self.level_projection(mean))
-        size = (_MASK_SHAPE_SIDE, _MASK_SHAPE_SIDE)
-        shape = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)
+        shape = F.interpolate(masks.float(), size=_MASK_SHAPE_SIDE, mode="bilinear", align_corners=False)
         tokens.append(self.shape_projection(shape.flatten(1).to(features[0].dtype)))
         return torch.stack(tokens, dim=1)
 

@@ -10,6 +10,7 @@ from deem_fixtures import (
     tiny_draws,
     tiny_model,
 )
+from transformers import Trainer, TrainingArguments
 
 from modeling_deem import DeemForConditionalGeneration
 
@@ -184,3 +185,91 @@ def test_images_without_context_and_masked_images_are_not_drawn(model) -> None:
         torch.testing.assert_close(loss(), (second + fourth) / 4)
     finally:
         model.config.image_decoder_config.image_loss_reduction = "supervised"
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows of equally many targets and images, with the random draws of their losses."""
+
+    def __init__(self, count: int, word: str = "btitt") -> None:
+        batch = tiny_batch(*[word] * count)
+        self.rows = rows_of(batch)
+        for index, row in enumerate(self.rows):
+            row["consistency_draws"] = tiny_draws(1, seed=index)
+            row["image_draws"] = tiny_draws(1, seed=100 + index, image=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.rows[index]
+
+
+def join(rows: list[dict]) -> dict:
+    """Batch of rows of one length."""
+    joined = {key: torch.cat([row[key] for row in rows]) for key in rows[0] if not key.endswith("draws")}
+    for key in ("consistency_draws", "image_draws"):
+        joined[key] = {name: torch.cat([row[key][name] for row in rows]) for name in rows[0][key]}
+    return joined
+
+
+def plain_trainer(folder, model, rows: Rows, **options) -> Trainer:
+    args = TrainingArguments(
+        str(folder), use_cpu=True, disable_tqdm=True, report_to="none", remove_unused_columns=False, **options
+    )
+    return Trainer(model, args, join, train_dataset=rows, eval_dataset=rows)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches_of_a_plain_trainer_add_up_to_one_batch(micro_batches: int, tmp_path) -> None:
+    """Images in proportion to targets: losses, gradient norms and weights of one batch."""
+    found = {}
+    for count in (1, micro_batches):
+        model = tiny_model(seed=5, vision_config={"drop_path_rate": 0.0})
+        sizes = {"per_device_train_batch_size": 8 // count, "gradient_accumulation_steps": count}
+        trainer = plain_trainer(
+            tmp_path / str(count),
+            model,
+            Rows(8),
+            max_steps=3,
+            logging_steps=1,
+            optim="sgd",
+            learning_rate=0.01,
+            **sizes,
+        )
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "grad_norm" in log]
+        found[count] = [[log["loss"], log["grad_norm"]] for log in logs], list(model.parameters())
+    assert len(found[1][0]) == 3
+    torch.testing.assert_close(torch.tensor(found[micro_batches][0]), torch.tensor(found[1][0]), rtol=1e-4, atol=0)
+    for one, other in zip(found[1][1], found[micro_batches][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_trainer_evaluates_computes_metrics_and_keeps_the_best(tmp_path) -> None:
+    rows, seen = Rows(4), []
+
+    def count_logits(prediction) -> dict[str, float]:
+        seen.append(prediction.predictions.shape)
+        return {"seen": float(len(seen))}
+
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_loss",
+    }
+    trainer = plain_trainer(tmp_path, tiny_model(), rows, max_steps=2, load_best_model_at_end=True, **options)
+    trainer.compute_metrics = count_logits
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "eval_loss" in log]
+    assert [log["eval_seen"] for log in logs] == [1.0, 2.0] and all(log["eval_loss"] > 0 for log in logs)
+    assert seen[0] == (4, rows[0]["input_ids"].shape[1], trainer.model.config.text_config.vocab_size)
+    assert trainer.state.best_metric == min(log["eval_loss"] for log in logs)
+
+
+def test_a_step_without_text_targets_has_no_text_loss(model) -> None:
+    batch = tiny_batch("btitti")
+    batch["labels"][:] = -100
+    with torch.no_grad():
+        outputs = model(**batch, num_items_in_batch=0)
+    assert outputs.text_loss == 0.0 and outputs.loss.isfinite()
