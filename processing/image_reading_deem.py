@@ -7,6 +7,7 @@ The one place of these rules: the image processor and the data readers of the re
 import base64
 import os
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ MAX_DOWNLOAD = 256 * 1024 * 1024  # bytes
 SECONDS_TO_ANSWER = 30
 
 _ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS_OF_PNG = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_SHADES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # raw mode of a PNG -> what takes its values to 8 bits
 
 
 def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
@@ -32,7 +36,7 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     """
     name = f"{len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
     try:
-        image = PIL.Image.open(_file_of(source))
+        image = open_file(_file_of(source))
         check_size(*image.size)
         if getattr(image, "is_animated", False):
             with image:  # which else stays open
@@ -45,15 +49,15 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
         ) from error
 
 
-def _file_of(source: Any) -> Any:
-    """What Pillow opens: a path or a file in memory."""
+def _file_of(source: Any) -> str | bytes:
+    """The path of a file, or its bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return BytesIO(source)
+        return bytes(source)
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
-        return BytesIO(_download(name))
+        return _download(name)
     if name.startswith("data:") and "," in name:
-        return BytesIO(base64.b64decode("".join(name.split(",", 1)[1].split()), validate=True))
+        return base64.b64decode("".join(name.split(",", 1)[1].split()), validate=True)
     try:
         if os.path.isfile(name):
             return name
@@ -62,7 +66,7 @@ def _file_of(source: Any) -> Any:
         data = b""
     if len(data) < 32:  # a name may happen to be base64, but not of an image
         raise FileNotFoundError("no such file, and neither a URL nor base64 of an image")
-    return BytesIO(data)
+    return data
 
 
 def _download(url: str) -> bytes:
@@ -74,6 +78,38 @@ def _download(url: str) -> bytes:
             if len(data) > MAX_DOWNLOAD:
                 raise ValueError(f"more than {MAX_DOWNLOAD} bytes")
     return bytes(data)
+
+
+def open_file(source: str | os.PathLike | bytes) -> PIL.Image.Image:
+    """Open an image by its path or bytes as Pillow does, its pixels not yet read, and with Pillow's errors.
+
+    Texts and color profiles of a PNG that unpack to more than Pillow allows are left out.
+    """
+    try:
+        return PIL.Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+    except ValueError:  # of such a text
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if not data.startswith(_PNG):
+            raise
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        length = 12 + int.from_bytes(data[at : at + 4], "big")  # with its name and checksum
+        if data[at + 4 : at + 8] not in _TEXTS_OF_PNG:
+            kept.append(data[at : at + length])
+        at += length
+    return PIL.Image.open(BytesIO(b"".join(kept)))
+
+
+def decode(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Read the pixels of an opened image, with Pillow's errors, and the color that a PNG calls transparent as they are read."""
+    if image.format == "PNG" and getattr(image, "tile", None) and "transparency" in image.info:
+        color, scale = image.info["transparency"], _SHADES.get(image.tile[0][3])
+        if scale is not None:
+            image.info["transparency"] = (
+                tuple(int(value * scale) for value in color) if isinstance(color, tuple) else int(color * scale)
+            )
+    image.load()
+    return image
 
 
 def check_size(width: int, height: int) -> None:
@@ -99,7 +135,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """
     check_size(*image.size)
     try:
-        image.load()  # PIL reads lazily: a broken file shows here at the latest
+        decode(image)  # PIL reads lazily: a broken file shows here at the latest
     except Exception as error:  # Pillow's decoders raise errors of any kind
         name = getattr(image, "filename", "") or f"{image.format or 'PIL'} image of {image.width}x{image.height}"
         raise ValueError(f"Could not read the image {str(name)!r} ({error}). Replace the file or drop it.") from error
@@ -233,4 +269,4 @@ def _as_eight_bits(array: np.ndarray) -> np.ndarray:
     )
 
 
-__all__ = ["MAX_PIXELS", "MAX_PROPORTION", "check_size", "read_image", "to_rgb", "upright"]
+__all__ = ["MAX_PIXELS", "MAX_PROPORTION", "check_size", "decode", "open_file", "read_image", "to_rgb", "upright"]
