@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""What can be wrong with data: the two errors, and the account of what was read and what was skipped."""
+"""What can be wrong with data, and the account of what was read, what was left out and what was skipped."""
 
 import json
 from collections import Counter, defaultdict
@@ -9,6 +9,7 @@ from typing import Any
 
 Skip = Callable[[str, str], None]  # (reason, name of the unusable thing)
 MIN_ENTRIES = 100  # before this many entries a share says nothing
+OUTCOMES = ("read", "dropped", "unusable")  # what becomes of an entry
 
 
 class BadSample(Exception):
@@ -25,6 +26,18 @@ class BadSample(Exception):
         self.name = name
 
 
+class LeftOut(Exception):
+    """Raised by a reader for a sound entry that the format's own rules leave out, always or in this pass.
+
+    Args:
+        reason: the rule, e.g. "document without an image".
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class DataError(ValueError):
     """The data as a whole cannot be trained on: too much of it is unusable, or too little is there."""
 
@@ -32,54 +45,72 @@ class DataError(ValueError):
 class DataReport:
     """Counts what each source gave and what had to be skipped, by reason.
 
-    A fault is listed once, however often the stream passes over it; shares count every pass.
+    Every entry that is taken has exactly one outcome: it is read, dropped by a rule, or unusable; `to_dict` checks that.
+    A fault is listed once for its place, however often the stream passes over it; entries count in every pass.
 
     Args:
         keep_events: keep what is noted for `take_events`, to be repeated on another report.
     """
 
     def __init__(self, keep_events: bool = False) -> None:
-        self._read: Counter[str] = Counter()
-        self._dropped: dict[str, set[str]] = defaultdict(set)
-        self._skipped: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-        self._entries: dict[str, Counter[str]] = defaultdict(Counter)  # source -> shard -> entries read
+        self._taken: dict[str, Counter[str]] = defaultdict(Counter)  # source -> shard -> entries taken
         self._unusable: dict[str, Counter[str]] = defaultdict(Counter)  # source -> shard -> of them unusable
-        self._events: list[tuple[str, ...]] | None = [] if keep_events else None
+        self._outcomes: dict[str, Counter[str]] = defaultdict(Counter)  # source -> outcome -> entries
+        # source -> reason -> place -> name of what is left out there
+        self._dropped: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+        self._skipped: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+        # source -> reason -> shard -> number of rows that never become entries
+        self._left_out: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+        self._events: list[tuple[Any, ...]] | None = [] if keep_events else None
 
-    def _note(self, *event: str) -> None:
+    def _note(self, *event: Any) -> None:
         if self._events is not None:
             self._events.append(event)
 
-    def read(self, source: str, shard: str) -> None:
-        """Count one usable sample (again in each pass)."""
-        self._note("read", source, shard)
-        self._read[source] += 1
-        self._entries[source][shard] += 1
+    def take(self, source: str, shard: str) -> None:
+        """Count one entry, or one file whose rest cannot be read; its outcome follows."""
+        self._note("take", source, shard)
+        self._taken[source][shard] += 1
 
-    def drop(self, source: str, shard: str, key: str) -> None:
-        """Note a sound sample that the format's own rules leave out in some pass."""
-        self._note("drop", source, shard, key)
-        self._dropped[source].add(key)
-        self._entries[source][shard] += 1
+    def put_back(self, source: str, shard: str) -> None:
+        """Undo `take`: the run was interrupted before the entry had an outcome."""
+        self._note("put_back", source, shard)
+        self._taken[source][shard] -= 1
 
-    def skip(self, source: str, reason: str, name: str) -> None:
-        """Note what is unusable in a sample that is otherwise used, e.g. one image of a document."""
-        self._note("skip", source, reason, name)
-        self._skipped[source][reason].add(name)
+    def read(self, source: str) -> None:
+        """Note that a sample was made of the entry."""
+        self._note("read", source)
+        self._outcomes[source]["read"] += 1
 
-    def reject(self, source: str, shard: str, reason: str, name: str) -> None:
-        """Note an unusable sample, or the unusable rest of a file."""
-        self._note("reject", source, shard, reason, name)
-        self._skipped[source][reason].add(name)
-        self._entries[source][shard] += 1
+    def drop(self, source: str, reason: str, name: str, place: str) -> None:
+        """Note that the format's own rules left the entry at this place out."""
+        self._note("drop", source, reason, name, place)
+        self._outcomes[source]["dropped"] += 1
+        self._dropped[source][reason][place] = name
+
+    def reject(self, source: str, shard: str, reason: str, name: str, place: str) -> None:
+        """Note that the entry at this place, or the rest of the file, is unusable."""
+        self._note("reject", source, shard, reason, name, place)
+        self._outcomes[source]["unusable"] += 1
+        self._skipped[source][reason][place] = name
         self._unusable[source][shard] += 1
 
-    def take_events(self) -> list[tuple[str, ...]]:
+    def skip(self, source: str, reason: str, name: str, place: str) -> None:
+        """Note what is unusable in a sample that is otherwise used, e.g. one image of a document."""
+        self._note("skip", source, reason, name, place)
+        self._skipped[source][reason][place] = name
+
+    def leave_out(self, source: str, shard: str, reason: str, number: int) -> None:
+        """Note how many rows of a file the format's own rules leave out before they become entries."""
+        self._note("leave_out", source, shard, reason, number)
+        self._left_out[source][reason][shard] = number
+
+    def take_events(self) -> list[tuple[Any, ...]]:
         """Return what was noted since the last call, for `repeat`."""
         events, self._events = self._events or [], []
         return events
 
-    def repeat(self, events: Iterable[tuple[str, ...]]) -> None:
+    def repeat(self, events: Iterable[tuple[Any, ...]]) -> None:
         """Note what another report has noted."""
         for name, *arguments in events:
             getattr(self, name)(*arguments)
@@ -90,59 +121,88 @@ class DataReport:
         Raises:
             DataError: if, of at least `MIN_ENTRIES` entries, more than `max_share` (0 ... 1) were unusable.
         """
-        entries, unusable = self._entries[source].total(), self._unusable[source].total()
-        if entries < MIN_ENTRIES or unusable <= max_share * entries:
+        taken, unusable = self._taken[source].total(), self._unusable[source].total()
+        if taken < MIN_ENTRIES or unusable <= max_share * taken:
             return
         # a shard of which little was read yet counts for less
-        shares = {shard: n / (self._entries[source][shard] + 10) for shard, n in self._unusable[source].items()}
+        shares = {shard: n / (self._taken[source][shard] + 10) for shard, n in self._unusable[source].items()}
         worst = max(shares, key=shares.__getitem__)
-        reasons = {reason: len(names) for reason, names in self._skipped[source].items()}
+        reasons = {reason: len(places) for reason, places in self._skipped[source].items()}
         found = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1]))
         raise DataError(
-            f"{unusable} of the first {entries} entries of {source} are unusable ({unusable / entries:.0%}), more than "
+            f"{unusable} of the first {taken} entries of {source} are unusable ({unusable / taken:.0%}), more than "
             f"the {max_share:.0%} allowed by max_skipped. Worst: {worst} with "
-            f"{self._unusable[source][worst]} of {self._entries[source][worst]}. Found: {found}. Repair or leave out "
+            f"{self._unusable[source][worst]} of {self._taken[source][worst]}. Found: {found}. Repair or leave out "
             "these files, or raise --max_skipped."
         )
 
+    def check_balance(self) -> None:
+        """Check that every entry has an outcome.
+
+        Raises:
+            RuntimeError: if one was lost without a trace, or counted twice.
+        """
+        for source, shards in self._taken.items():
+            if (taken := shards.total()) != (known := self._outcomes[source].total()):
+                outcomes = ", ".join(f"{self._outcomes[source][outcome]} {outcome}" for outcome in OUTCOMES)
+                raise RuntimeError(
+                    f"{taken} entries of {source} were taken, but the outcome of {known} is known ({outcomes}). This is "
+                    "an error of the reader or the stream, please report it."
+                )
+
     def to_dict(self) -> dict[str, Any]:
-        """Return `{source: {"read": int, "dropped_by_rule": int, "skipped": {reason: {"count": int, "examples": [str]}}}}`."""
+        """Return `{source: {"read", "dropped_by_rule", "skipped", "entries", "left_out"}}`.
+
+        `entries` of all passes became samples (`read`) or are among the others. `skipped` and `left_out` are numbers of
+        places by reason: `{reason: {"count": int, "examples": [str]}}` and `{reason: int}`, the latter with the rows that
+        never become entries; `dropped_by_rule` is all of those together.
+
+        Raises:
+            RuntimeError: see `check_balance`.
+        """
+        self.check_balance()
+        return {source: self._of_source(source) for source in sorted({*self._taken, *self._skipped, *self._left_out})}
+
+    def _of_source(self, source: str) -> dict[str, Any]:
+        left_out = Counter({reason: len(places) for reason, places in self._dropped[source].items()})
+        rows = {reason: sum(shards.values()) for reason, shards in self._left_out[source].items()}
+        left_out.update(rows)
         return {
-            source: {
-                "read": self._read[source],
-                "dropped_by_rule": len(self._dropped[source]),
-                "skipped": {
-                    reason: {"count": len(names), "examples": sorted(names)[:5]}
-                    for reason, names in sorted(self._skipped[source].items())
-                },
-            }
-            for source in sorted({*self._read, *self._dropped, *self._skipped})
+            "read": self._outcomes[source]["read"],
+            "dropped_by_rule": len({at for places in self._dropped[source].values() for at in places})
+            + sum(rows.values()),
+            "skipped": {
+                reason: {"count": len(places), "examples": sorted(set(places.values()))[:5]}
+                for reason, places in sorted(self._skipped[source].items())
+            },
+            "entries": self._taken[source].total(),
+            "left_out": dict(sorted(left_out.items())),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counts as plain data."""
+        flat = {"taken": self._taken, "unusable": self._unusable, "outcomes": self._outcomes}
+        nested = {"dropped": self._dropped, "skipped": self._skipped, "left_out": self._left_out}
         return {
-            "read": dict(self._read),
-            "dropped": {source: sorted(keys) for source, keys in self._dropped.items()},
-            "skipped": {
-                source: {reason: sorted(names) for reason, names in reasons.items()}
-                for source, reasons in self._skipped.items()
+            **{name: {source: dict(counts) for source, counts in kept.items()} for name, kept in flat.items()},
+            **{
+                name: {
+                    source: {reason: dict(places) for reason, places in found.items()}
+                    for source, found in kept.items()
+                }
+                for name, kept in nested.items()
             },
-            "entries": {source: dict(shards) for source, shards in self._entries.items()},
-            "unusable": {source: dict(shards) for source, shards in self._unusable.items()},
         }
 
     def add_state(self, state: dict[str, Any]) -> None:
         """Add the counts of another report's `state_dict`."""
-        self._read.update(state["read"])
-        for source, keys in state["dropped"].items():
-            self._dropped[source].update(keys)
-        for source, reasons in state["skipped"].items():
-            for reason, names in reasons.items():
-                self._skipped[source][reason].update(names)
-        for mine, key in ((self._entries, "entries"), (self._unusable, "unusable")):
-            for source, shards in state[key].items():
-                mine[source].update(shards)
+        for name in ("taken", "unusable", "outcomes"):
+            for source, counts in state[name].items():
+                getattr(self, f"_{name}")[source].update(counts)
+        for name in ("dropped", "skipped", "left_out"):
+            for source, reasons in state[name].items():
+                for reason, places in reasons.items():
+                    getattr(self, f"_{name}")[source][reason].update(places)
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict()` as JSON, making the folder where it is missing."""
@@ -153,6 +213,8 @@ class DataReport:
         lines = []
         for source, counts in self.to_dict().items():
             lines.append(f"data {source}: {counts['read']} samples, {counts['dropped_by_rule']} dropped by rule")
+            for reason, number in counts["left_out"].items():
+                lines.append(f"  left out {number} x {reason}")
             for reason, fault in counts["skipped"].items():
                 lines.append(f"  skipped {fault['count']} x {reason}, e.g. {', '.join(fault['examples'][:2])}")
         return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.captions import caption_sample, form_suffix
-from recipes.data.readers.files import AnnotationReader, LineReader, RowReader, load_json, row_name
+from recipes.data.readers.files import AnnotationReader, LineReader, RowReader, load_json, row_name, same_id
 from recipes.data.readers.reader import is_missing
 
 
@@ -85,7 +85,9 @@ class Flickr30kReader(CaptionFileReader, RowReader):
         test = shard.with_name("flickr30k_test1k.json")
         tested = {Path(row["file_name"]).stem for row in load_json(test)["images"]} if test.is_file() else set()
         rows = list(enumerate(load_json(shard)))
-        return [(i, row) for i, row in rows if Path(str(row_name(row, "image_id", i))).stem not in tested]
+        kept = [(i, row) for i, row in rows if Path(str(row_name(row, "image_id", i))).stem not in tested]
+        self.leave_out(shard, "caption of an image to test on", len(rows) - len(kept))
+        return kept
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
         """Return caption and image names."""
@@ -116,14 +118,20 @@ class ParagraphReader(CaptionFileReader, RowReader):
 
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
         """Return the training paragraphs."""
-        kept = set(load_json(shard.with_name("train_split.json")))
+        train = {same_id(name) for name in load_json(shard.with_name("train_split.json"))}
         rows = [(row_name(row, "image_id", i), row) for i, row in enumerate(load_json(shard)["annotations"])]
         # a row without image_id is kept: `build` counts it as one of another layout
-        return [(name, row) for name, row in rows if name in kept or not (isinstance(row, dict) and "image_id" in row)]
+        kept = [one for one in rows if not _has_id(one[1]) or same_id(one[0]) in train]
+        self.leave_out(shard, "paragraph outside of train_split.json", len(rows) - len(kept))
+        return kept
 
     def caption(self, row: Any) -> tuple[str, list[str]]:
         """Return paragraph and image names."""
         return row["caption"], [row["url"].rpartition("/")[2]]
+
+
+def _has_id(row: Any) -> bool:
+    return isinstance(row, dict) and same_id(row.get("image_id")) is not None
 
 
 class NarrativeReader(CaptionFileReader, LineReader):

@@ -1,26 +1,27 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """WebDataset tars of images and captions (LAION, BLIP, img2dataset) -> caption samples.
 
-Layout and rules: data_and_evaluation.md section 2.2. Members are read one by one with `tarfile`: `datasets`' webdataset
-reader parses JSON members inside its generator, so that one broken member ends the whole stream instead of being skipped.
+Layout and rules: data_and_evaluation.md section 2.2.
 """
 
 import itertools
 import os
 import random
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, open_image, parse_json
+from recipes.data.readers.images import IMAGE_SUFFIXES, open_image
+from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, parse_json
+from recipes.data.readers.tars import TEXT_SUFFIXES, count_left_out, read_groups
 from recipes.data.samples import IMAGE, content, dialogue
 from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUESTS, DRAW_REQUESTS
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 FORMS = ("plain", "describe", "draw")
 
 
@@ -28,8 +29,8 @@ class CaptionReader(Reader):
     """Captioned images in WebDataset tars.
 
     Args:
-        shards: tar files whose consecutive members `<key>.jpg` (jpeg, png, webp) and `<key>.json` with a `caption`, or
-            `<key>.txt`, form a sample.
+        shards: tar files whose consecutive members `<key>.jpg` (or another of `IMAGE_SUFFIXES`) and `<key>.json` with a
+            `caption`, or `<key>.txt`, form a sample.
         image_token: what stands for the image in the text.
         reserved: special tokens that are taken out of the captions.
         form: `"plain"` (pre-training: image and caption in either order), `"describe"` (dialogue, the caption is the
@@ -50,14 +51,16 @@ class CaptionReader(Reader):
         self.reserved = (image_token, *reserved)
         self.form = form
         self.kind = "caption" if form == "plain" else "dialogue"
+        self.left_out: dict[Path, Counter[str]] = {}
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
         """Read members by suffix, keyed `<tar>/<key>`; the offset is that of the first member's header."""
         try:
             with open(shard, "rb") as file:
                 file.seek(offset)
-                for count, (start, key, members) in enumerate(self._groups(file, shard.name)):
-                    yield Entry(number + count, start, key, members)
+                for count, (start, name, members) in enumerate(read_groups(file, shard)):
+                    yield Entry(number + count, start, f"{shard.name}/{name}", members)
+                self.left_out[shard] = count_left_out(shard)
                 # An archive ends in two blocks of zeros; tarfile is also content if it ends between two members.
                 file.seek(-1024, os.SEEK_END)
                 if any(file.read()):
@@ -65,36 +68,29 @@ class CaptionReader(Reader):
         except (OSError, EOFError, tarfile.TarError) as error:
             raise BadSample("unreadable tar", shard.name) from error
 
-    def _groups(self, file: BinaryIO, shard: str) -> Iterator[tuple[int, str, dict[str, bytes]]]:
-        group, start, members = None, 0, {}
-        # ignore_zeros: behind a member with a broken header, go on at the next sound one. By default tarfile takes a
-        # broken header for the end of the archive, without a word.
-        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
-            for member in tar:
-                tar.members.clear()  # or the list of all members stays in memory
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{shard}/{folder + '/' if folder else ''}{stem}"
-                if key != group:
-                    if members:
-                        yield start, group, members
-                    group, start, members = key, member.offset, {}
-                members[suffix.lower()] = tar.extractfile(member).read()
-            if members:
-                yield start, group, members
-
     def fetch(self, shard: Path, places: Iterable[tuple[int, int]]) -> Iterator[Entry]:
         """Read as the base class does, but nothing that lies between."""
         for number, offset in sorted(places):
             yield from itertools.islice(self.entries(shard, number, offset), 1)  # none where the tar has changed
 
-    def make_sample(self, key: str, payload: dict[str, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
+    def make_sample(
+        self, key: str, payload: dict[str, bytes | None], rng: random.Random, skip: Skip
+    ) -> dict[str, Any]:
         """Return one caption sample in the chosen form, in lower case."""
         suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in payload), None)
         if suffix is None:
-            raise BadSample("caption without image", key)
+            others = sorted(set(payload) - set(TEXT_SUFFIXES))
+            if not others:
+                raise BadSample("caption without image", key)
+            told = len(others) < len(payload)
+            reason = (
+                "caption without an image of a known kind"
+                if told
+                else "neither an image of a known kind nor a caption"
+            )
+            raise BadSample(reason, f"{key} ({', '.join(others)[:80]})")
+        if lost := [name for name, data in payload.items() if data is None]:
+            raise BadSample("link to what is not in the tar", f"{key}.{lost[0]}")
         caption = clean_text(read_caption(payload, key), self.reserved, lower=True)
         if not caption.strip():
             raise BadSample("image without caption", key)

@@ -5,6 +5,7 @@ import os
 import random
 import zipfile
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +13,8 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
+from recipes.data.readers.images import open_image
+from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, parse_json
 
 
 def read_lines(file: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
@@ -80,13 +82,11 @@ class AnnotationReader(Reader):
         self._folder: dict[Path, Path] = {}  # annotation folder -> where the last image was found
 
     @abstractmethod
-    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Do what `Reader.make_sample` does; `folder` is that of the annotations. May raise KeyError, TypeError,
         ValueError, IndexError or AttributeError if the row has another layout."""
 
-    def make_sample(
-        self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip
-    ) -> dict[str, Any] | None:
+    def make_sample(self, key: str, payload: tuple[Path, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one sample."""
         folder, row = payload
         try:
@@ -124,15 +124,29 @@ class AnnotationReader(Reader):
 
 
 class RowReader(AnnotationReader):
-    """Annotation files that are read as a whole."""
+    """Annotation files that are read as a whole.
+
+    Attributes:
+        left_out: see `Reader`; `rows` fills it with `leave_out`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.left_out: dict[Path, Counter[str]] = {}
+
+    def leave_out(self, shard: Path, reason: str, number: int = 1) -> None:
+        """Count rows of a file that the format's own rules leave out, while `rows` reads it."""
+        self.left_out[shard][reason] += number
 
     @abstractmethod
     def rows(self, shard: Path) -> list[tuple[Any, Any]]:
-        """Return all rows of a file with their names, always in the same order. May raise KeyError, TypeError,
-        ValueError or AttributeError if the file has another layout."""
+        """Return all rows of a file with their names, always in the same order; count those that the format's own rules
+        leave out (`leave_out`). May raise KeyError, TypeError, ValueError or AttributeError if the file has another
+        layout."""
 
     def entries(self, shard: Path, number: int = 0, offset: int = 0) -> Iterator[Entry]:
         """Read rows, keyed `<file>:<name>`."""
+        self.left_out[shard] = Counter()
         try:
             rows = self.rows(shard)
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -150,9 +164,7 @@ class LineReader(AnnotationReader):
         for entry in read_lines(shard, number, offset):
             yield Entry(*entry[:3], (shard.parent, entry.payload))
 
-    def make_sample(
-        self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip
-    ) -> dict[str, Any] | None:
+    def make_sample(self, key: str, payload: tuple[Path, bytes], rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one sample of a line."""
         folder, line = payload
         return super().make_sample(key, (folder, parse_json(line, key)), rng, skip)
@@ -169,6 +181,13 @@ def row_name(row: Any, key: str, index: int | str) -> Any:
     """Return a row's name: its value of `key`, else its number. It may be of any layout: `build` tells what is wrong."""
     name = row.get(key) if isinstance(row, dict) else None
     return f"row {index}" if name is None else name
+
+
+def same_id(value: Any) -> Any:
+    """Return an id as it is compared, None if it is none: files write the same one as a number and as text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    return value if isinstance(value, (str, int, float)) and not is_missing(value) else None
 
 
 def load_json(file: Path) -> Any:

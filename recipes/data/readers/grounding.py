@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.files import RowReader, load_json, row_name
+from recipes.data.readers.files import RowReader, load_json, row_name, same_id
 from recipes.data.readers.masks import box_mask, scaled_box
 from recipes.data.readers.pickles import load_pickle
 from recipes.data.readers.regions import check_size, region_sample
@@ -97,16 +97,18 @@ class RefCocoReader(GroundingReader):
         refs = load_json(shard) if shard.suffix == ".json" else load_pickle(shard)
         about = load_json(shard.with_name("instances.json"))
         rows = [row for row in about["annotations"] if isinstance(row, dict)]
-        boxes = {row.get("id"): row.get("bbox") for row in rows}
+        boxes = {same_id(row.get("id")): row.get("bbox") for row in rows}
         images = [row for row in about.get("images", ()) if isinstance(row, dict)]
-        sizes = {row.get("id"): row for row in images}
+        sizes = {same_id(row.get("id")): row for row in images}
         found = []
         for index, ref in enumerate(refs):
             if not isinstance(ref, dict):
                 found.append((f"row {index}", (ref, (), None)))
             elif ref.get("split", "train") == "train":
-                box, size = boxes.get(ref.get("ann_id")), sizes.get(ref.get("image_id"))
+                box, size = boxes.get(same_id(ref.get("ann_id"))), sizes.get(same_id(ref.get("image_id")))
                 found.append((row_name(ref, "ref_id", index), (ref, box, size)))
+            else:
+                self.leave_out(shard, "expression outside of the training split")
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class RefCocoReader(GroundingReader):
         x, y, width, height = (float(value) for value in box)
         corners = tuple(float(int(value)) for value in (x, y, x + width, y + height))
         phrase = self.clean(rng.choice(ref["sentences"])["raw"])
-        image = self.image(folder, f"COCO_train2014_{ref['image_id']:012d}.jpg", as_stored=True)
+        image = self.image(folder, f"COCO_train2014_{int(ref['image_id']):012d}.jpg", as_stored=True)
         check_size(image, size, key)
         return self.phrase_sample(key, phrase, corners, image, rng)
 
@@ -143,6 +145,8 @@ class VisualGenomeReader(GroundingReader):
                     small = True  # `build` tells what is wrong
                 if small:
                     found.append((row_name(region, "region_id", f"{index}.{number}"), region))
+                else:
+                    self.leave_out(shard, f"region of {MAX_AREA} pixels or more")
         return found
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from recipes.data.faults import BadSample, Skip
+from recipes.data.faults import BadSample, LeftOut, Skip
 from recipes.data.readers.files import read_lines
-from recipes.data.readers.reader import Entry, Reader, clean_text, open_image, parse_json
+from recipes.data.readers.images import open_image
+from recipes.data.readers.reader import Entry, Reader, clean_text, parse_json
 
 IMAGE_FOLDERS = ("mmc4_images", "images")
 
@@ -59,8 +60,8 @@ class InterleavedReader(Reader):
         """Read lines as bytes, keyed `<file>:<line number from 1>`."""
         return read_lines(shard, number, offset)
 
-    def make_sample(self, key: str, payload: bytes, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """Return one document, or None if it has no image or chance drops a document with one image."""
+    def make_sample(self, key: str, payload: bytes, rng: random.Random, skip: Skip) -> dict[str, Any]:
+        """Return one document. LeftOut if none of its images is like enough, or chance leaves out one with one image."""
         line = parse_json(payload, key)
         try:
             sentences = line["text_list"]
@@ -87,8 +88,10 @@ class InterleavedReader(Reader):
             raise BadSample("document without a readable image", key)
         rng.shuffle(opened)
         opened = sorted(opened[: self.max_images], key=lambda one: one[0])
-        if not opened or (len(opened) == 1 and rng.random() < self.single_image_drop):
-            return None
+        if not opened:
+            raise LeftOut("document without an image")
+        if len(opened) == 1 and rng.random() < self.single_image_drop:
+            raise LeftOut("document with one image, by chance")
         placed = [(index, rng.random() < 0.5, image) for index, image in opened]
         text, images = interleave(
             [clean_text(sentence, self.reserved) for sentence in sentences], placed, self.image_token

@@ -115,6 +115,7 @@ class OcrVqaReader(QuestionFileReader):
         for book, row in load_json(shard).items():
             try:
                 if row["split"] != 1:
+                    self.leave_out(shard, "question outside of the training split", len(row["questions"]))
                     continue
                 name = f"{book}{Path(row['imageURL']).suffix}"
                 if isinstance(row["questions"], str) or isinstance(row["answers"], str):

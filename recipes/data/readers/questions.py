@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, open_image, parse_json
+from recipes.data.readers.files import same_id
+from recipes.data.readers.images import open_image
+from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, parse_json
 from recipes.prompts import ANSWER_BEGIN, ONE_WORD_REQUEST, QUESTION_REQUEST
 
 
@@ -47,7 +49,7 @@ class QuestionReader(Reader):
         annotations = annotation_file(shard)
         try:
             given = _rows(annotations, "annotations")
-            answers = {row["question_id"]: row for row in given if isinstance(row, dict) and "question_id" in row}
+            answers = {same_id(row.get("question_id")): row for row in given if isinstance(row, dict)}
             questions = _rows(shard, "questions")
         except (KeyError, TypeError, OSError) as error:
             raise BadSample("question or annotation file of another layout", shard.name) from error
@@ -55,7 +57,7 @@ class QuestionReader(Reader):
         for index, row in enumerate(questions[number:], start=number):
             name = row.get("question_id") if isinstance(row, dict) else None
             key = f"{shard.name}:{f'row {index}' if name is None else name}"
-            answer = answers.get(name) if isinstance(name, (int, str)) else None
+            answer = None if (number := same_id(name)) is None else answers.get(number)
             yield Entry(index, 0, key, {"row": row, "answer": answer, "images": images})
 
     def make_sample(self, key: str, payload: dict[str, Any], rng: random.Random, skip: Skip) -> dict[str, Any]:

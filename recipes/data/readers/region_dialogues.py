@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from recipes.data.faults import BadSample, Skip
+from recipes.data.faults import BadSample, LeftOut, Skip
 from recipes.data.readers.files import LineReader, load_json, row_name
 from recipes.data.readers.masks import vcr_mask
 from recipes.data.readers.questions import check_round
@@ -43,13 +43,13 @@ class VcrReader(LineReader):
 
     image_folders = ("vcr1images", "")
 
-    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
-        """Return one dialogue; None for too many objects."""
+    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
+        """Return one dialogue."""
         objects = row["objects"]
         if not isinstance(objects, list):
             raise TypeError("objects are not a list")
         if not 0 < len(objects) <= MAX_REGIONS:
-            return None
+            raise LeftOut(f"no object, or more than {MAX_REGIONS}")
         objects = [self.clean(name) for name in objects]
         question, answer, reason = (
             self._naming(self.clean(row[f"{name}_orig"]), objects, key) for name in ("question", "answer", "rationale")
@@ -90,12 +90,12 @@ class OspreyReader(RegionReader):
         rows = enumerate(load_json(shard))
         return [(row.get("id", i) if isinstance(row, dict) else row_name(row, "id", i), row) for i, row in rows]
 
-    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any] | None:
+    def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one dialogue."""
         regions = row["annotation"]
         turns = row.get("conversations")
         if turns is not None and len(regions) > MAX_REGIONS:
-            return None
+            raise LeftOut(f"conversation about more than {MAX_REGIONS} regions")
         image = self.image(folder, row["file_name"], as_stored=True)
         check_size(image, row, key)
         masks = [region_mask(region["segmentation"], image, f"{key}/{i}", skip) for i, region in enumerate(regions)]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from recipes.data.faults import BadSample, Skip
-from recipes.data.readers.files import RowReader, load_json
+from recipes.data.faults import BadSample, LeftOut, Skip
+from recipes.data.readers.files import RowReader, load_json, same_id
 from recipes.data.readers.masks import decode_segmentation
 from recipes.data.samples import IMAGE, content, dialogue
 from recipes.prompts import REGION_INSTRUCTIONS, REGION_REQUESTS
@@ -37,25 +37,40 @@ class RegionReader(RowReader):
         """Return one row per image that has annotations."""
         file = load_json(shard)
         given = [row for row in file.get("categories", ()) if isinstance(row, dict)]
-        categories = {row["id"]: row["name"] for row in given if {"id", "name"} <= row.keys()}
-        regions: dict[Any, list[dict[str, Any]]] = {}
-        for row in file["annotations"]:
-            if isinstance(row, dict):
-                regions.setdefault(row.get("image_id"), []).append(row)
-        kind = region_kind(shard.name)
-        shared = {"kind": kind, "categories": categories}
-        found = []
+        shared = {
+            "kind": region_kind(shard.name),
+            "categories": {same_id(row["id"]): row["name"] for row in given if {"id", "name"} <= row.keys()},
+        }
+        regions = self._regions_by_image(shard, file["annotations"])
+        found, known = [], set()
         for index, row in enumerate(file["images"]):
-            number = row.get("id") if isinstance(row, dict) else None
-            if number is None or number in regions:  # without an id: `build` tells what is wrong
-                name = f"row {index}" if number is None else number
-                found.append((name, {"image": row, "regions": regions.get(number, []), **shared}))
+            number = same_id(row.get("id")) if isinstance(row, dict) else None
+            known.add(number)
+            if number is not None and number not in regions:
+                self.leave_out(shard, "image without annotations")
+                continue
+            name = f"row {index}" if number is None else number  # without an id: `build` tells what is wrong
+            found.append((name, {"image": row, "regions": regions.get(number, []), **shared}))
+        if strange := sum(len(some) for number, some in regions.items() if number not in known):
+            self.leave_out(shard, "annotation of an image that the file does not list", strange)
         return found
+
+    def _regions_by_image(self, shard: Path, annotations: list[Any]) -> dict[Any, list[dict[str, Any]]]:
+        regions: dict[Any, list[dict[str, Any]]] = {}
+        for row in annotations:
+            number = same_id(row.get("image_id")) if isinstance(row, dict) else None
+            if number is not None:
+                regions.setdefault(number, []).append(row)
+            else:
+                self.leave_out(shard, "annotation without image_id")
+        return regions
 
     def build(self, key: str, row: Any, folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         """Return one dialogue."""
         about, names = row["image"], row["categories"]
         regions = [region for region in row["regions"] if not region.get("iscrowd")]
+        if row["regions"] and not regions:
+            raise LeftOut("image with crowds only")
         rng.shuffle(regions)
         image = self.image(folder, about["file_name"], as_stored=True)
         check_size(image, about, key)
@@ -64,7 +79,7 @@ class RegionReader(RowReader):
             name = f"{key}/{region['id']}"
             if (mask := region_mask(region["segmentation"], image, name, skip)) is None:
                 continue
-            said = region.get("caption") or about.get("caption") or names[region["category_id"]]
+            said = region.get("caption") or about.get("caption") or names[same_id(region["category_id"])]
             answer = self.clean(said.replace(":", " ") if row["kind"] == "part" else said)
             if not answer:
                 skip("region without text", name)

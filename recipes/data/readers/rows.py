@@ -24,12 +24,13 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from recipes.data.faults import BadSample, DataError, Skip
+from recipes.data.faults import BadSample, DataError, LeftOut, Skip
 from recipes.data.readers.captions import caption_sample, form_suffix
 from recipes.data.readers.files import read_lines
+from recipes.data.readers.images import open_image
 from recipes.data.readers.interleaved import keep_some, spaces_removed
 from recipes.data.readers.questions import check_round, question_messages, read_answers
-from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, open_image, parse_json
+from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, parse_json
 from recipes.data.samples import IMAGE, Piece, around_images, content, dialogue
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
@@ -141,8 +142,8 @@ class DatasetReader(Reader):
 
     def make_sample(
         self, key: str, payload: tuple[Path, dict[str, Any]], rng: random.Random, skip: Skip
-    ) -> dict[str, Any] | None:
-        """Return one sample; None for a document without an image."""
+    ) -> dict[str, Any]:
+        """Return one sample."""
         folder, row = payload
         row = self._row(row, key)
         try:
@@ -163,9 +164,7 @@ class DatasetReader(Reader):
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise BadSample("row of another layout", key) from error
 
-    def _document(
-        self, key: str, row: dict[str, Any], folder: Path, rng: random.Random, skip: Skip
-    ) -> dict[str, Any] | None:
+    def _document(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         if isinstance(row["texts"], str) or isinstance(row["images"], str):
             raise TypeError("a text in place of a list")
         pieces: list[Any] = []
@@ -184,7 +183,7 @@ class DatasetReader(Reader):
         pieces = [piece for index, piece in enumerate(pieces) if index in kept or isinstance(piece, str)]
         images = [piece for piece in pieces if isinstance(piece, Image.Image)]
         if not images:
-            return None
+            raise LeftOut("document without an image")
         text = " ".join(piece if isinstance(piece, str) else self.image_token for piece in pieces)
         return {"text": spaces_removed(text, self.image_token), "images": images, "id": key}
 

@@ -48,11 +48,12 @@ class SampleStream:
 
     def _account(self, index: int) -> str:
         """Return what became of a source, for the message of an error."""
-        counts = self.report.to_dict().get(str(self.sources[index]), {"read": 0, "dropped_by_rule": 0, "skipped": {}})
+        counts = {"read": 0, "left_out": {}, "skipped": {}, **self.report.to_dict().get(str(self.sources[index]), {})}
         faults = sorted(counts["skipped"].items(), key=lambda fault: -fault[1]["count"])
         skipped = ", ".join(f"{fault['count']} x {reason} (e.g. {fault['examples'][0]})" for reason, fault in faults)
+        left_out = ", ".join(f"{number} x {reason}" for reason, number in counts["left_out"].items())
         return (
-            f" So far were read from it: {counts['read']} samples; dropped by rule: {counts['dropped_by_rule']}; "
+            f" So far were read from it: {counts['read']} samples; left out by rule: {left_out or 'nothing'}; "
             f"skipped: {skipped or 'nothing'}."
         )
 

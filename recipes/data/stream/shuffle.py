@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.data.faults import BadSample, DataError, DataReport
+from recipes.data.faults import BadSample, DataError, DataReport, LeftOut, Skip
 from recipes.data.readers.reader import Entry, Reader
 
 Finish = Callable[[dict[str, Any], random.Random], dict[str, Any]]
@@ -79,37 +79,41 @@ class ReaderPass:
         self.places = np.zeros((shuffle_buffer + 1, 3), np.int64)  # of what is in the buffer, ready to be saved
 
     def __iter__(self) -> Iterator[tuple[Place, dict[str, Any]]]:
+        source = self.reader.name
         for place, entry in self._shuffled():
-            shard = self.shards[place[0]].name
+            shard = self.shards[place[0]]
+            at = f"{shard}:{entry.number}"  # files of several folders may have one name
+            self.report.take(source, shard.name)
             try:
-                sample = self.make_sample(entry)
+                sample = self.make_sample(entry, lambda reason, name, at=at: self._skip(reason, name, at))
+            except LeftOut as left_out:
+                self.report.drop(source, left_out.reason, entry.key, at)
             except BadSample as bad:
-                self.report.reject(self.reader.name, shard, bad.reason, bad.name)
-                self.report.check(self.reader.name, self.max_skipped)
-                continue
-            if sample is None:
-                self.report.drop(self.reader.name, shard, entry.key)
-                continue
-            self.report.read(self.reader.name, shard)
-            yield place, sample
+                self.report.reject(source, shard.name, bad.reason, bad.name, at)
+                self.report.check(source, self.max_skipped)
+            except BaseException:
+                self.report.put_back(source, shard.name)
+                raise
+            else:
+                self.report.read(source)
+                yield place, sample
 
-    def make_sample(self, entry: Entry, silent: bool = False) -> dict[str, Any] | None:
-        """Make the sample of an entry, always the same one in this pass; None if the format's rules drop it.
+    def _skip(self, reason: str, name: str, at: str) -> None:
+        self.report.skip(self.reader.name, reason, name, f"{at}/{name}")
+
+    def make_sample(self, entry: Entry, skip: Skip = lambda reason, name: None) -> dict[str, Any]:
+        """Make the sample of an entry, always the same one in this pass; `skip` notes what is left out of it.
 
         Raises:
             BadSample: if the entry cannot be used, for whatever reason.
+            LeftOut: if the format's rules leave it out.
         """
-
-        def skip(reason: str, name: str) -> None:
-            if not silent:
-                self.report.skip(self.reader.name, reason, name)
-
         name = f"{self.choices}/{entry.key}"
         try:
             sample = self.reader.make_sample(entry.key, entry.payload, random.Random(name), skip)
-            if sample is not None and self.finish is not None:
+            if self.finish is not None:
                 sample = self.finish(sample, random.Random(f"{name}/finish"))
-        except (BadSample, DataError):
+        except (BadSample, LeftOut, DataError):
             raise
         except Exception as error:
             raise self._unforeseen(error, "entry", entry.key) from error
@@ -164,8 +168,11 @@ class ReaderPass:
                 raise
             except Exception as error:
                 bad = error if isinstance(error, BadSample) else self._unforeseen(error, "file", shard.name)
-                self.report.reject(self.reader.name, shard.name, bad.reason, bad.name)
+                self.report.take(self.reader.name, shard.name)
+                self.report.reject(self.reader.name, shard.name, bad.reason, bad.name, str(shard))
                 self.report.check(self.reader.name, self.max_skipped)
+            for reason, number in self.reader.left_out.get(shard, {}).items():
+                self.report.leave_out(self.reader.name, str(shard), reason, number)
             self.shard, self.last = self.shard + 1, None
 
     # ---- position ----
@@ -224,17 +231,13 @@ class ReaderPass:
         made = {}
         for place, entry in self.fetch(places).items():
             try:
-                sample = self.make_sample(entry, silent=True)
-            except BadSample as bad:
-                sample, fault = None, str(bad)
-            else:
-                fault = f"{entry.key} is left out now"
-            if sample is None:
+                made[place] = self.make_sample(entry)
+            except (BadSample, LeftOut) as error:
+                fault = error if isinstance(error, BadSample) else f"{entry.key} is left out now ({error})"
                 raise DataError(
                     f"{self.reader.name} has changed since the checkpoint: {fault}. Restore it, or start anew in "
                     "another output_dir."
-                )
-            made[place] = sample
+                ) from error
         return made
 
     def _fingerprint(self) -> str:

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
 from recipes.data.faults import BadSample, DataReport
-from recipes.data.readers import reader as reading
+from recipes.data.readers import images as opening
 from recipes.data.readers.captions import CaptionReader, caption_sample
+from recipes.data.readers.images import open_image
 from recipes.data.readers.interleaved import InterleavedReader, interleave
 from recipes.data.readers.questions import QuestionReader
-from recipes.data.readers.reader import open_image
 from recipes.data.sources import DataArguments, build_dataset, find_files
 from recipes.data.stream.shuffle import ReaderPass
 from recipes.prompts import ONE_WORD_REQUEST
@@ -121,7 +121,7 @@ def test_mmc4_documents(tmp_path, zipped):
         texts.add(sample["text"])
         assert sample["text"].count("<image>") == len(sample["images"]) == 2  # the third is too unlike its sentence
         assert [image.getpixel((5, 5)).index(max(image.getpixel((5, 5)))) for image in sample["images"]] == [1, 0]
-        assert counts == {"read": 1, "dropped_by_rule": 0, "skipped": {}}
+        assert counts == {"read": 1, "dropped_by_rule": 0, "skipped": {}, "entries": 1, "left_out": {}}
     assert texts == {
         "<image>One. Two.<image>Three.",
         "<image>One. Two. Three.<image>",
@@ -274,7 +274,7 @@ def test_an_image_of_absurd_size_is_skipped_before_it_is_decoded(monkeypatch):
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     with pytest.raises(BadSample, match="image too large: huge.png"):
         open_image(bytes(huge), "huge.png")
-    monkeypatch.setattr(reading, "MAX_PIXELS", 100)
+    monkeypatch.setattr(opening, "MAX_PIXELS", 100)
     with pytest.raises(BadSample, match="image too large: big.jpg"):
         open_image(jpeg(), "big.jpg")
 

@@ -12,7 +12,7 @@ from data_fixtures import fault, read_source, texts
 from PIL import ExifTags, Image, ImageOps
 
 from processing import DeemDataCollator
-from recipes.data.readers.reader import open_image
+from recipes.data.readers.images import open_image
 from recipes.data.sources import DataArguments, build_dataset
 
 WIDTH, HEIGHT, BOX = 96, 64, (24, 8, 56, 40)  # of the stored pixels; the box is red

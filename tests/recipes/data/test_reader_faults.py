@@ -16,8 +16,9 @@ from recipes.data.faults import BadSample, DataReport
 from recipes.data.formats import READERS, find_files
 from recipes.data.readers import grounding, pickles
 from recipes.data.readers.captions import CaptionReader
+from recipes.data.readers.images import open_image
 from recipes.data.readers.masks import vcr_mask
-from recipes.data.readers.reader import open_image, parse_json
+from recipes.data.readers.reader import parse_json
 from recipes.data.stream.shuffle import ReaderPass
 
 
