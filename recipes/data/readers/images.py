@@ -1,24 +1,18 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Opening images of every kind that Pillow reads: RGB, transparency on white, refused with the true reason."""
+"""Opening images by the rules of `processing.image_reading_deem`, refused with a reason that can be counted."""
 
 import os
-import zlib
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from processing.image_reading_deem import check_size, decode, open_file, to_rgb
 from recipes.data.faults import BadSample
 
-MAX_PIXELS = 89_478_485  # from here on Pillow warns of decompression bombs
-MAX_PROPORTION = 30  # the center crop would first enlarge a longer strip to gigabytes
 # The first that a tar holds is taken.
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "bmp", "gif", "tif", "tiff", "avif", "jp2", "j2k")
-PNG = b"\x89PNG\r\n\x1a\n"
 _READ = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 _NOT_READ = (b"<svg", b"\xff\x0a", b"\0\0\0\x0cJXL", b"8BPS", b"II\xbc\x01")  # SVG, JPEG XL, Photoshop, JPEG XR
-_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _TURNED_BACK = {  # EXIF orientation -> what turns an upright image to it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,22 +36,22 @@ def open_image(source: Path | bytes | Image.Image, name: str, as_stored: bool = 
 
     Raises:
         BadSample: "missing image", "empty image", "not an image", "image of a kind that is not read" (HEIC, SVG, ...),
-            "image of floating point numbers", "image too large" (more pixels than `MAX_PIXELS`, or a strip longer than
-            `MAX_PROPORTION`; judged before decoding) or "truncated or broken image".
+            "image too large" (see `check_size`; judged before decoding), "truncated or broken image", "image of floating
+            point numbers" or "image whose white is not known" (see `to_rgb`).
     """
     image = source if isinstance(source, Image.Image) else _opened(source, name)
-    if image.mode == "F":  # nothing says which values are black and white
-        raise BadSample("image of floating point numbers", name)
-    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_PROPORTION * min(image.size):
-        raise BadSample("image too large", name)
+    try:
+        check_size(*image.size)
+    except ValueError as error:
+        raise BadSample("image too large", name) from error
     converted = None
     try:
         orientation = _orientation(image)
-        image.load()
-        # an image that is RGB already is not copied
-        plain = image.mode == "RGB" and "transparency" not in image.info and not getattr(image, "is_animated", False)
-        converted = image if plain else _as_rgb(image)
+        decode(image)
+        converted = _as_rgb(image, name)
         return _as_stored(converted, orientation) if as_stored else converted
+    except BadSample:
+        raise
     except Exception as error:  # Pillow's decoders raise errors of any kind
         raise BadSample("truncated or broken image", name) from error
     finally:
@@ -65,15 +59,12 @@ def open_image(source: Path | bytes | Image.Image, name: str, as_stored: bool = 
             image.close()
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: `convert` would cut them at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if "transparency" not in image.info and not {"A", "a"} & set(image.getbands()):
-        return image.convert("RGB")
-    image = image.convert("RGBA")  # which keeps the EXIF data
-    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    on_white.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return on_white
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        reason = "image of floating point numbers" if image.mode == "F" else "image whose white is not known"
+        raise BadSample(reason, name) from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -104,7 +95,7 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise BadSample("empty image", name)
     try:
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        return open_file(source)
     except Image.DecompressionBombError as error:
         raise BadSample("image too large", name) from error
     except UnidentifiedImageError as error:
@@ -112,8 +103,6 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
             with open(source, "rb") as file:
                 source = file.read(512)
         raise BadSample(_why_unidentified(source), name) from error
-    except ValueError as error:  # of PNG: a text or color profile that unpacks to more than Pillow allows
-        return _without_texts(source, name, error)
     except Exception as error:  # as above
         raise BadSample("truncated or broken image", name) from error
 
@@ -123,20 +112,3 @@ def _why_unidentified(data: bytes) -> str:
         return "truncated or broken image"
     known = data.startswith(_NOT_READ) or data[4:8] == b"ftyp" or b"<svg" in data[:512]
     return "image of a kind that is not read" if known else "not an image"
-
-
-def _without_texts(source: Path | bytes, name: str, cause: ValueError) -> Image.Image:
-    """Open a PNG without its texts and color profile, which may be larger than Pillow allows though its pixels are sound."""
-    data = source.read_bytes() if isinstance(source, Path) else source
-    kept, at = [data[:8]], 8
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 4], "big") + 12
-        if data[at + 4 : at + 8] not in _TEXT_CHUNKS:
-            kept.append(data[at : at + length])
-        at += length
-    if not data.startswith(PNG) or len(kept) < 3:
-        raise BadSample("truncated or broken image", name) from cause
-    try:
-        return Image.open(BytesIO(b"".join(kept)))
-    except (OSError, ValueError, SyntaxError, zlib.error, Image.DecompressionBombError) as error:
-        raise BadSample("truncated or broken image", name) from error

@@ -14,9 +14,8 @@ from data_fixtures import write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from processing import DeemDataCollator
+from processing import DeemDataCollator, image_reading_deem
 from recipes.data.faults import BadSample, DataReport
-from recipes.data.readers import images as opening
 from recipes.data.readers.captions import CaptionReader, caption_sample
 from recipes.data.readers.images import open_image
 from recipes.data.readers.interleaved import InterleavedReader, interleave
@@ -274,7 +273,7 @@ def test_an_image_of_absurd_size_is_skipped_before_it_is_decoded(monkeypatch):
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     with pytest.raises(BadSample, match="image too large: huge.png"):
         open_image(bytes(huge), "huge.png")
-    monkeypatch.setattr(opening, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_reading_deem, "MAX_PIXELS", 100)
     with pytest.raises(BadSample, match="image too large: big.jpg"):
         open_image(jpeg(), "big.jpg")
 
