@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .chat_deem import encode_marked
 from .processing_deem import DeemProcessor
 
 IGNORED = -100
@@ -329,16 +331,20 @@ class DeemDataCollator:
 
     def _encode_messages(self, sample: dict[str, Any]) -> dict[str, Any]:
         messages, images, unplaced = [], [], iter(sample.get("images") or [])
-        for message in sample["messages"]:
-            content = message["content"]
-            if not isinstance(content, str):
+        try:
+            chat = self.processor.prepare_chat(sample["messages"], images_beside=bool(sample.get("images")))
+        except ValueError as error:
+            raise ValueError(f"Sample {sample['id']}: {error}") from error
+        for message in chat:
+            content = message.get("content")
+            if isinstance(content, (list, tuple)):
                 parts = [{"type": "image"} if part["type"] == "image" else part for part in content]
                 for part in content:
                     if part["type"] == "image":
                         inside = [part[key] for key in ("image", "url", "path", "base64") if part.get(key) is not None]
                         images.append(inside[0] if inside else next(unplaced, None))
-                content = parts
-            messages.append({"role": message["role"], "content": content})
+                message = {**message, "content": parts}
+            messages.append(message)
         leftover, missing = len(list(unplaced)), sum(image is None for image in images)
         if leftover or missing:
             raise ValueError(
@@ -346,7 +352,10 @@ class DeemDataCollator:
                 f"its messages and {len(images) - missing + leftover} images. Give each image part its image, or list "
                 "in `images` one for each part that has none."
             )
-        text, spans = self._rendered(messages)
+        try:
+            text, spans = self._rendered(messages)
+        except TemplateError as error:
+            raise ValueError(f"Sample {sample['id']}: the chat template refuses the chat: {error}") from error
         input_ids, said = self._with_spans(text, spans)
         if not any(said):
             raise ValueError(
@@ -358,14 +367,11 @@ class DeemDataCollator:
 
     def _with_spans(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """Token ids of text, bos in front, and for each whether it touches one of the spans of characters."""
-        encoding = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, places = encode_marked(self.processor.tokenizer, text)
         said = [
-            int(any(start < span_end and end > span_start for span_start, span_end in spans))
-            for start, end in encoding.offset_mapping
+            int(any(start < span_end and end > span_start for span_start, span_end in spans)) for start, end in places
         ]
-        if encoding.input_ids[:1] != [self.bos_token_id]:
-            return [self.bos_token_id, *encoding.input_ids], [0, *said]
-        return encoding.input_ids, said
+        return (ids, said) if ids[:1] == [self.bos_token_id] else ([self.bos_token_id, *ids], [0, *said])
 
     def _expanded(self, text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
         """Text with its images expanded, and its spans with them."""

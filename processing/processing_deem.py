@@ -10,12 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 
+from .chat_deem import check_chat, encode_marked, is_marked, mark_user_text, place_images, unmarked
 from .image_processing_pil_deem import DeemImageProcessorPil
 
 GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>")
@@ -66,7 +68,7 @@ CHAT_TEMPLATE = """
             {{- ' ' ~ (render(message.content) | trim) ~ eos_token -}}
         {%- endgeneration -%}
     {%- else -%}
-        {{- raise_exception('DEEM knows the roles system (first only), user and assistant, got ' ~ message.role) -}}
+        {{- raise_exception('DEEM knows the roles user, assistant and, as the first message only, system; got ' ~ message.role ~ ' behind it. Put what it says into the first message.') -}}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -192,16 +194,86 @@ class DeemProcessor(ProcessorMixin):
         **kwargs: Unpack[ProcessingKwargs],
     ):
         """See the class."""
-        if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
-            raise ValueError("DEEM takes text and images; got `videos` or `audio`. Pass frames as images.")
+        given = [name for name in ("videos", "audio", "audios") if _number_of_images(kwargs.pop(name, None))]
+        if given:
+            raise ValueError(f"DEEM takes text and images; got {' and '.join(given)}. Pass frames as images.")
+        rows = self._rows(images, text)
         bos = self.tokenizer.bos_token
-        rows = [text] if isinstance(text, str) else list(text or [])
-        chosen = {**kwargs, **kwargs.get("text_kwargs", {})}.get("add_special_tokens")
-        if bos and chosen is None and any(isinstance(row, str) and row.startswith(bos) for row in rows):
+        chosen = {**kwargs, **kwargs.get("text_kwargs", {})}
+        marked = any(map(is_marked, rows))
+        if bos and chosen.get("add_special_tokens") is None and (marked or any(row.startswith(bos) for row in rows)):
             # A rendered chat brings its bos. Rows without one get it in the same way, so that all have exactly one.
-            text = [row if row.startswith(bos) else bos + row for row in rows]
+            text = rows = [row if row.startswith(bos) else bos + row for row in rows]
             kwargs["add_special_tokens"] = False
-        return super().__call__(images=images, text=text, **kwargs)
+        if not marked:
+            return super().__call__(images=images, text=text, **kwargs)
+        inputs = super().__call__(images=images, text=text, **{**kwargs, "sanitize_control_tokens": True})
+        if chosen.get("return_offsets_mapping"):
+            inputs["offset_mapping"] = self._places_of_marked(rows, inputs["input_ids"], chosen)
+        return inputs
+
+    def _rows(self, images: Any, text: Any) -> list[str]:
+        """The texts of a batch; refuses what is none, and text in the place of images."""
+        said = [images] if isinstance(images, str) else images
+        if isinstance(said, (list, tuple)) and any(isinstance(one, str) and self.image_token in one for one in said):
+            raise ValueError(
+                f"Got text with {self.image_token} as the first argument, which is `images`. Write "
+                "`processor(text=..., images=...)`."
+            )
+        if text is None:
+            return []
+        rows = [text] if isinstance(text, str) else text
+        if not (isinstance(rows, (list, tuple)) and rows and all(isinstance(row, str) for row in rows)):
+            kind = f"{type(text).__name__} {text!r}"[:200] if isinstance(text, (list, tuple)) else type(text).__name__
+            raise ValueError(
+                f"`text` is one text or a list of texts, at least one; got {kind}. Leave it out for images alone."
+            )
+        return list(rows)
+
+    def _places_of_marked(
+        self, rows: list[str], input_ids: Any, options: dict[str, Any]
+    ) -> list[list[tuple[int, int]]]:
+        """(start, end) of each token in characters of its expanded row; (0, 0) for padding. transformers leaves it out."""
+        side = options.get("padding_side") or self.tokenizer.padding_side
+        all_places = []
+        for row, ids in zip(rows, input_ids, strict=True):
+            places = encode_marked(self.tokenizer, self.expand_image_tokens(row))[1]
+            kept = min(len(ids), len(places))
+            places = places[:kept] if self.tokenizer.truncation_side == "right" else places[len(places) - kept :]
+            padding = [(0, 0)] * (len(ids) - kept)
+            all_places.append(padding + places if side == "left" else places + padding)
+        return all_places
+
+    def apply_chat_template(self, conversation: list, *arguments: Any, **options: Any) -> Any:
+        """
+        As in transformers, and what users write stays text: control tokens in it, placeholders among them, are tokenized as
+        plain text. The rendered chat of such a text holds marks around them, which the processor takes out.
+
+        Images stand in image items. Where none does, and images are given beside (or the chat is only rendered), a
+        placeholder in content that is one string is the place of an image.
+
+        Raises `ValueError` for what is no chat, and for what the template refuses.
+        """
+        if not isinstance(conversation, (list, tuple)) or not conversation:
+            check_chat(conversation)
+        chats, several = self._normalize_conversations(conversation)
+        given = (options.get("processor_kwargs") or {}).get("images") is not None
+        beside = given or options.get("images") is not None or not options.get("tokenize")
+        chats = [self.prepare_chat(chat, images_beside=beside) for chat in chats]
+        try:
+            return super().apply_chat_template(chats if several else chats[0], *arguments, **options)
+        except TemplateError as error:
+            raise ValueError(f"The chat template refuses the chat: {error}") from error
+
+    def prepare_chat(self, chat: list[dict[str, Any]], images_beside: bool) -> list[dict[str, Any]]:
+        """A chat to be rendered: checked, its placeholders in strings made items, the control tokens in its texts marked.
+
+        Args:
+            images_beside: whether images may be given for placeholders in content that is one string.
+        """
+        check_chat(chat)
+        chat = [{name: value for name, value in message.items() if value is not None} for message in chat]
+        return mark_user_text(place_images(chat, self.image_token, images_beside), self.tokenizer)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> list[str]:
         """As in transformers, and `code_digests.json`: the SHA-256 of each code file beside this one."""
@@ -250,15 +322,15 @@ class DeemProcessor(ProcessorMixin):
         return self.start_of_image_token + self.image_token * self.num_image_tokens
 
     def expand_image_tokens(self, text: str) -> str:
-        """`text` with every placeholder expanded, as `__call__` does it before tokenizing."""
-        return text.replace(self.image_token, self.replace_image_token({}, 0))
+        """`text` with every placeholder expanded that is not marked as text, as `__call__` does it before tokenizing."""
+        return re.sub(unmarked(self.image_token), self.replace_image_token({}, 0), text)
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs: Any, modalities: list[str]) -> None:
         ids = text_inputs["input_ids"]
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         ids = [ids] if ids and isinstance(ids[0], int) else ids
         for index, (row, row_ids) in enumerate(zip(text, ids, strict=True)):
-            wanted, found = len(re.findall(re.escape(self.image_token), row)), list(row_ids).count(self.image_token_id)
+            wanted, found = len(re.findall(unmarked(self.image_token), row)), list(row_ids).count(self.image_token_id)
             if found != wanted:
                 raise ValueError(
                     f"Row {index} holds {wanted // self.num_image_tokens} images, that is {wanted} image tokens, but "
