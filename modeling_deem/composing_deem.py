@@ -3,6 +3,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from transformers import logging as transformers_logging
 from .configuration_deem import DeemConfig, DeemImageDecoderConfig
 from .scheduling_deem import build_scheduler, training_config
 from .text_deem import embedding_name, layer_shape
-from .vision_deem import is_staged, pyramid_sides
+from .vision_deem import is_staged, pyramid_sides, stage_widths
 
 # In the order in which they enter the vocabulary (spec section 1, "Special tokens").
 NEW_TOKENS = ("<|startofimage|>", "<image>", "<ref>", "</ref>", "<box>", "</box>")
@@ -102,6 +103,27 @@ def drawn_size(diffusion: str) -> int:
     return DeemImageDecoderConfig(denoiser=configs[denoiser], vae=configs["vae"]).target_size
 
 
+def joint_sizes(width: int) -> dict[str, Any]:
+    """Fields of `DeemConfig` for what joins the parts, from the width of the encoder's last map.
+
+    Heads are 64 wide, or a quarter of a width below 256. For 1024 (the released ConvNeXt-B) these are the published sizes.
+    """
+    head = 64 if width >= 256 else math.ceil(width / 4)
+    heads = math.ceil(width / head)
+    queries = math.ceil(3 * heads / 4)  # heads of the perceiver
+    return {
+        "feature_size": heads * head,
+        "image_attention_heads": heads,
+        "perceiver_config": {
+            "hidden_size": queries * head,
+            "num_attention_heads": queries,
+            "intermediate_size": 4 * queries * head,
+            "num_hidden_layers": min(max(queries, 2), 12),
+        },
+        "image_decoder_config": {"fusion_size": heads * head, "fusion_heads": heads},
+    }
+
+
 def compose_config(
     encoder: PreTrainedModel,
     language_model: PreTrainedModel,
@@ -119,23 +141,23 @@ def compose_config(
     text_config = language_model.config
     text_config.vocab_size = max(len(language_model.get_input_embeddings().weight), len(tokenizer))
     sides = pyramid_sides(encoder.config, image_size)
-    perceiver_config = {"num_queries": num_image_tokens, **overrides.pop("perceiver_config", {})}
+    width = encoder.config.hidden_size if not is_staged(encoder.config) else stage_widths(encoder.config)[-1]
+    sizes = joint_sizes(overrides.get("feature_size", width))
+    perceiver_config = sizes.pop("perceiver_config") | {"num_queries": num_image_tokens}
+    perceiver_config |= overrides.pop("perceiver_config", {})
     decoder_config = {
+        **sizes.pop("image_decoder_config"),
         "denoiser": diffusers_config(denoiser_of(pipeline)),
         "vae": diffusers_config(pipeline.vae),
         "scheduler": diffusers_config(build_scheduler(training_config(diffusers_config(pipeline.scheduler)))),
         "feature_sides": sides,
         **overrides.pop("image_decoder_config", {}),
     }
-    condition_size = DeemImageDecoderConfig(denoiser=decoder_config["denoiser"]).condition_size
+    size = DeemImageDecoderConfig(denoiser=decoder_config["denoiser"]).condition_size
     decoder_config["perceiver_config"] = {
-        "num_queries": perceiver_config["num_queries"],
-        "hidden_size": condition_size,
-        "intermediate_size": 3 * condition_size,
-        "num_hidden_layers": 1,
-        "num_attention_heads": max(1, condition_size // 64),
-        "cross_attention_frequency": 1,
-        "qk_norm": False,
+        **{"num_queries": perceiver_config["num_queries"], "hidden_size": size, "intermediate_size": 3 * size},
+        **{"num_hidden_layers": 1, "num_attention_heads": max(1, size // 64)},
+        **{"cross_attention_frequency": 1, "qk_norm": False},
         **decoder_config.get("perceiver_config", {}),
     }
     if missing := [token for token in NEW_TOKENS[:2] if token not in tokenizer.get_vocab()]:
@@ -157,7 +179,7 @@ def compose_config(
         position_grid_side=sides[2],
         image_attention_sides=sides[1:],
         image_attention_base_side=sides[2],
-        **overrides,
+        **{**sizes, **overrides},
     )
 
 
@@ -224,6 +246,28 @@ def diffusion_weights(pipeline: DiffusionPipeline, num_tokens: int) -> dict[str,
     return state
 
 
+def load_parts(cls, config: DeemConfig, state: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
+    """A model of class `cls` with the tensors of `state`; what is missing is initialized.
+
+    Raises:
+        ValueError: a tensor has no place or another shape.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that the joints are newly initialized is the point
+    try:
+        model, report = cls.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, dtype=dtype
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if report["unexpected_keys"] or report["mismatched_keys"]:
+        raise ValueError(
+            f"The parts do not fit together: no place for {sorted(report['unexpected_keys'])[:5]}, other shapes for "
+            f"{sorted(report['mismatched_keys'])[:5]}."
+        )
+    return model
+
+
 class ComposeMixin:
     @classmethod
     def from_vision_text_diffusion_pretrained(
@@ -235,6 +279,7 @@ class ComposeMixin:
         tokenizer: PreTrainedTokenizerBase | None = None,
         image_size: int | None = None,
         dtype: torch.dtype | None = None,
+        freeze: Sequence[str] = ("model.language_model", "image_decoder.denoiser"),
         **config_overrides,
     ):
         """Composes a model from three checkpoints or folders; everything that joins them starts fresh.
@@ -250,7 +295,9 @@ class ComposeMixin:
                 New tokens start with embeddings N(0, initializer_range), output weights 0 and output bias -5.
             image_size: side of the encoder's images in pixels; by default that of its image processor.
             dtype: of the model; by default the language model's. The VAE stays in float32.
-            config_overrides: further fields of `DeemConfig`; dicts are merged into what follows from the parts.
+            freeze: parts that do not train; by default as in stage 1 of the paper. A loaded model trains whole again.
+            config_overrides: further fields of `DeemConfig`; dicts are merged into what follows from the parts. Sizes of
+                what joins them follow the encoder's width, see `joint_sizes`.
 
         Returns:
             The model, in evaluation mode. Its processor: `DeemProcessor.from_parts`.
@@ -269,19 +316,9 @@ class ComposeMixin:
         state = {f"model.vision_tower.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
         state |= text_weights(language_model, config, new)
         state |= diffusion_weights(pipeline, config.image_decoder_config.perceiver_config.num_queries)
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # that the joints are newly initialized is the point
-        try:
-            model, report = cls.from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True, dtype=dtype or language_model.dtype
-            )
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-        if report["unexpected_keys"] or report["mismatched_keys"]:
-            raise ValueError(
-                f"The parts do not fit together: no place for {sorted(report['unexpected_keys'])[:5]}, other shapes "
-                f"for {sorted(report['mismatched_keys'])[:5]}."
-            )
+        model = load_parts(cls, config, state, dtype or language_model.dtype)
+        for part in freeze:
+            model.get_submodule(part).requires_grad_(False)
         model.generation_config.bos_token_id = config.bos_token_id
         model.generation_config.eos_token_id = [config.eos_token_id, config.start_of_image_token_id]
         model.generation_config.pad_token_id = config.pad_token_id

@@ -76,6 +76,7 @@ def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGenera
         arguments.diffusion,
         num_image_tokens=arguments.num_image_tokens,
         tokenizer=processor.tokenizer,
+        freeze=(),  # the recipe says what trains
         **(arguments.model_config or {}),
     )
     return model, processor

@@ -3,6 +3,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ from transformers import (
     Siglip2ImageProcessorPil,
 )
 
-from modeling_deem import DeemForConditionalGeneration
-from modeling_deem.composing_deem import encoder_image_size
+from modeling_deem import DeemConfig, DeemForConditionalGeneration, DeemImageDecoderConfig
+from modeling_deem.composing_deem import encoder_image_size, joint_sizes
 from processing import DeemProcessor
 
 OLD_VOCABULARY = 259
@@ -213,7 +215,31 @@ def test_what_is_frozen_stays_frozen(model, tmp_path) -> None:
         assert not any(parameter.requires_grad for parameter in one.image_decoder.vae.parameters())
         for block in (*one.image_decoder.feature_fusion.skip_blocks, one.image_decoder.feature_fusion.mid_block):
             assert not block.synchronizer.null_value.requires_grad
-        assert all(parameter.requires_grad for parameter in one.model.parameters())
+    assert all(parameter.requires_grad for parameter in one.model.parameters())  # of a loaded model all else trains
+
+
+@pytest.mark.parametrize("freeze", [None, ("model.vision_tower.encoder",), ()])
+def test_a_composed_model_trains_what_the_paper_trains(parts, freeze) -> None:
+    model = compose(parts, **({} if freeze is None else {"freeze": freeze}))
+    expected = ("model.language_model", "image_decoder.denoiser") if freeze is None else freeze
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    always = {name for name in frozen if name.startswith("image_decoder.vae") or name.endswith("null_value")}
+    assert frozen - always == {name for name, _ in model.named_parameters() if name.startswith(expected or "nothing")}
+
+
+def test_sizes_of_the_joints_follow_the_encoder() -> None:
+    published, sizes = DeemConfig(), joint_sizes(1024)
+    for name, part in (("perceiver_config", published.perceiver_config), ("image_decoder_config", None)):
+        fields = sizes.pop(name)
+        part = part or DeemImageDecoderConfig()
+        assert fields == {key: getattr(part, key) for key in fields}
+    assert sizes == {key: getattr(published, key) for key in sizes}
+    for width in (8, 24, 32, 96, 384, 768, 1152, 1280):
+        sizes = joint_sizes(width)
+        perceiver = sizes["perceiver_config"]
+        assert width <= sizes["feature_size"] < width + 64 and sizes["feature_size"] % 4 == 0
+        assert sizes["feature_size"] % sizes["image_attention_heads"] == 0
+        assert perceiver["hidden_size"] % perceiver["num_attention_heads"] == 0
 
 
 def test_a_composed_model_learns_from_all_three_losses(parts) -> None:
@@ -358,3 +384,17 @@ def test_parts_that_do_not_fit_are_refused(parts, tmp_path) -> None:
     build_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="gpt2"):
         compose({**parts, "text": str(tmp_path)})
+
+
+def test_the_example_of_the_docs_composes_trains_and_draws(parts, tmp_path, monkeypatch) -> None:
+    section = (Path(__file__).parents[2] / "docs" / "parts.md").read_text(encoding="utf-8")
+    snippet = re.search(r"## Compose, train, draw\n.*?```python\n(.*?)```", section, re.DOTALL)[1]
+    assert len(snippet.splitlines()) <= 20
+    for name, folder in parts.items():
+        (tmp_path / name).symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(snippet, found)
+    side = found["model"].config.image_decoder_config.target_size
+    assert found["drawn"].shape == (1, 3, side, side) and found["drawn"].isfinite().all()
+    assert (tmp_path / "mine" / "checkpoint-10" / "model.safetensors").is_file()
