@@ -5,6 +5,7 @@ Shape letters: B sequences, N images of the batch, T text length.
 """
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -97,6 +98,8 @@ class DeemDataCollator:
         processor: a `DeemProcessor` with bos, eos and pad tokens.
         return_targets (`bool`, defaults to `True`): whether to return the pictures to draw.
         max_length (`int`, *optional*): most tokens a sample may have. Samples are never cut.
+        max_images (`int`, *optional*): most images a sample may have; a model has room for
+            `config.image_attention_max_images - 1` in a sequence.
         ignore_text_without_image (`bool`, defaults to `False`): see `make_labels`.
 
     The batch, all tensors unless said otherwise. N counts the images of the whole batch in the order of their
@@ -140,8 +143,9 @@ class DeemDataCollator:
     ```
 
     Raises `ValueError`, naming the sample: unknown form or mode, samples of several modes, a prompt that does not
-    begin the text, images and placeholders that differ in number, a chat without an answer, a sample longer than
-    `max_length`, and all that the processor refuses.
+    begin the text, images and placeholders that differ in number, a chat without an answer or that the template refuses,
+    a sample longer than `max_length` or of more than `max_images`, and all that the processor refuses. `check` raises the
+    same for one sample, before it is in a batch.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class DeemDataCollator:
         return_targets: bool = True,
         max_length: int | None = None,
         ignore_text_without_image: bool = False,
+        max_images: int | None = None,
     ):
         tokenizer = processor.tokenizer
         ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -160,7 +165,7 @@ class DeemDataCollator:
             )
         self.processor = processor
         self.return_targets = return_targets
-        self.max_length = max_length
+        self.max_length, self.max_images = max_length, max_images
         self.ignore_text_without_image = ignore_text_without_image
         self.bos_token_id, self.eos_token_id, self.pad_token_id = ids["bos"], ids["eos"], ids["pad"]
 
@@ -214,6 +219,21 @@ class DeemDataCollator:
             batch["text_loss_weight"] = 0.0
         return batch
 
+    def check(self, sample: Mapping[str, Any]) -> None:
+        """Refuse, where it can still be left out, a sample that would end the run in a batch.
+
+        Raises:
+            ValueError: all that a call refuses of this sample alone, which is named.
+        """
+        sample = {**sample, "id": sample.get("id", "number 0")}
+        self._common_mode([sample])
+        row = self.encode(sample)
+        try:
+            if row["images"]:
+                self.processor.image_processor.check_images(row["images"], row["region_masks"])
+        except ValueError as error:
+            raise ValueError(f"Sample {sample['id']}: {error}") from error
+
     def _pictures(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
         """What the batch holds of its pictures."""
         return self.processor.image_processor(
@@ -249,7 +269,15 @@ class DeemDataCollator:
         elif forms == ["messages"]:
             row = self._encode_messages(sample)
         else:
-            row = {"input_ids": list(sample["input_ids"]), "images": list(sample.get("images") or [])}
+            ids = sample["input_ids"]
+            ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+            size = len(self.processor.tokenizer)
+            if not ids or not all(isinstance(one, Integral) and 0 <= one < size for one in ids):
+                raise ValueError(
+                    f"Sample {sample['id']} has input_ids {str(ids)[:80]}; expected whole numbers, at least one, from 0 to "
+                    f"{size - 1}, the ids of the processor's tokenizer. Tokenize it with that tokenizer."
+                )
+            row = {"input_ids": ids, "images": list(sample.get("images") or [])}
         images = row["images"]
         row["attention_mask"] = [1] * len(row["input_ids"])
         row.setdefault("prompt_length", 0)
@@ -293,6 +321,11 @@ class DeemDataCollator:
                 f"start-of-image tokens and {slots} image tokens ({per_image} belong to an image). Write "
                 f"{self.processor.image_token} once for every image, at its place in the text."
             )
+        if self.max_images is not None and given > self.max_images:
+            raise ValueError(
+                f"Sample {sample['id']} has {given} images, max_images is {self.max_images}. Leave images out, split the "
+                "sample, or take a model with room for more (image_attention_max_images)."
+            )
         if self.max_length is not None and len(ids) > self.max_length:
             raise ValueError(
                 f"Sample {sample['id']} has {len(ids)} tokens ({slots} of them image tokens), max_length is "
@@ -301,6 +334,11 @@ class DeemDataCollator:
 
     def _encode_text(self, sample: dict[str, Any]) -> dict[str, Any]:
         text, prompt = sample["text"], sample.get("prompt") or ""
+        if not (isinstance(text, str) and isinstance(prompt, str)):
+            kinds = f"{type(text).__name__} and {type(prompt).__name__}"
+            raise ValueError(
+                f"Sample {sample['id']}: text and prompt are {kinds}; expected text. Leave out what is missing."
+            )
         if not text.startswith(prompt):
             raise ValueError(
                 f"Sample {sample['id']}: the prompt {prompt[:80]!r} does not begin the text {text[:80]!r}. The prompt is "

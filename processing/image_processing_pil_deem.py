@@ -175,6 +175,12 @@ class DeemImageProcessorMixin:
         masks = self._prepare_region_masks(region_masks, [self._height_width(image) for image in images])
         return self._preprocess(images, region_masks=masks, **kwargs)
 
+    def check_images(self, images: ImageInput, region_masks: Any = None) -> None:
+        """Refuse what a call would refuse, without its work: nothing is resized or normalized."""
+        options = {"do_convert_rgb": self.do_convert_rgb, "do_rescale": self.do_rescale}
+        prepared = self._prepare_image_like_inputs(images, **options)
+        self._prepare_region_masks(region_masks, [self._height_width(image) for image in prepared])
+
     def _prepare_region_masks(
         self, region_masks: Any, image_sizes: list[tuple[int, int]]
     ) -> list[np.ndarray | None] | None:

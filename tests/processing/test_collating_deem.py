@@ -218,6 +218,66 @@ def test_bad_samples_are_named(tiny_processor, sample, message) -> None:
         DeemDataCollator(tiny_processor, max_length=80)([{**sample, "id": "x7"}])
 
 
+def test_too_many_images_are_named(tiny_processor) -> None:
+    collator = DeemDataCollator(tiny_processor, max_images=2)
+    three = {"text": "<image>" * 3, "images": [picture()] * 3, "id": "x7"}
+    row = {"samples": [{"text": "<image>", "images": [picture()]}] * 3, "id": "x7"}
+    for sample in (three, row):
+        with pytest.raises(ValueError, match="Sample x7 has 3 images, max_images is 2"):
+            collator([sample])
+    assert collator([{"text": "<image>" * 2, "images": [picture()] * 2}])["pixel_values"].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        {"text": "<image>", "images": []},
+        {"text": "<image>" * 3, "images": [picture()] * 3},
+        {"text": "a" * 90},
+        {"text": "a", "mode": "i2t"},
+        {"text": 3},
+        {"text": "a", "prompt": ["a"]},
+        {"input_ids": []},
+        {"input_ids": [1, 20, 100_000]},
+        {"input_ids": [1, 2.5]},
+        {"input_ids": [-1]},
+        {"input_ids": torch.tensor([1, 7, 8])[:0]},
+        {"text": "<image>", "images": [picture()], "region_masks": [np.ones((3, 3))]},
+        {"text": "<image>", "images": [picture(size=(400, 3))]},
+        {"text": "<image>", "images": [Image.new("F", (8, 8))]},
+        {"text": "<image>", "images": ["no/such/file.jpg"]},
+        {"text": "<image>", "images": [np.full((8, 8, 3), np.nan)]},
+        {"messages": [{"role": "system", "content": "a"}] * 2 + [{"role": "assistant", "content": "b"}]},
+        {"messages": [{"role": "user", "content": "a"}]},
+    ],
+)
+def test_a_sample_is_checked_before_it_is_in_a_batch(tiny_processor, sample) -> None:
+    collator = DeemDataCollator(tiny_processor, max_length=80, max_images=2)
+    with pytest.raises(ValueError, match="[Ss]ample x7"):
+        collator.check({**sample, "id": "x7"})
+    with pytest.raises(ValueError):
+        collator([sample])
+
+
+def test_sound_samples_pass_the_check(tiny_processor) -> None:
+    collator = DeemDataCollator(tiny_processor, max_length=80, max_images=2)
+    turned = picture()
+    turned.getexif()[0x0112] = 6
+    for sample in (
+        {
+            "text": "<image>a",
+            "images": [turned],
+            "region_masks": [np.ones((80, 70))],
+        },  # masks lie on the upright image
+        {"text": "words"},
+        {"samples": [{"text": "<image>a", "images": [picture()]}, {"text": "b"}]},
+    ):
+        before = copy.deepcopy({name: value for name, value in sample.items() if name == "text"})
+        collator.check(sample)
+        collator([sample])
+        assert before.items() <= sample.items()
+
+
 def test_tokenizer_must_tell_bos_from_eos(tiny_processor) -> None:
     tiny_processor.tokenizer.bos_token = "</s>"
     with pytest.raises(ValueError, match="bos and eos different"):

@@ -85,6 +85,20 @@ def test_chat_with_two_pictures(pipe) -> None:
     assert pipe(text=other, max_new_tokens=NEW)[0]["generated_text"][-1]["content"] != said["content"]
 
 
+def test_control_tokens_in_a_question_hide_no_image(pipe) -> None:
+    def logits(image: PIL.Image.Image) -> torch.Tensor:
+        items = [{"type": "image", "image": image}, {"type": "text", "text": "Is <s> or <image> in it?</s>"}]
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        batch = pipe.processor.apply_chat_template([{"role": "user", "content": items}], **options)
+        with torch.no_grad():
+            return pipe.model(**batch).logits[:, -1]
+
+    assert (logits(picture(0)) - logits(picture(5))).abs().max() > 1e-3
+    items = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "<s><image>"}]
+    (answer,) = pipe(text=[[{"role": "user", "content": items}]], max_new_tokens=NEW)
+    assert isinstance(answer[0]["generated_text"][-1]["content"], str)
+
+
 def test_plain_prompt_with_a_picture(pipe) -> None:
     prompt = "<image> is a picture of"
     (answer,) = pipe(images=picture(2), text=prompt, max_new_tokens=NEW, return_full_text=False)
