@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Text, pictures and records -> batches for DEEM. Importing this package or `modeling_deem` registers both."""
+"""Text, images and samples -> batches for DEEM. Importing this package or `modeling_deem` registers both."""
 
 from .collating_deem import DeemDataCollator, find_document_starts, make_labels
 from .image_processing_deem import DeemImageProcessor

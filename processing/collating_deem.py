@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Samples -> batch: which tokens are trained, where each picture's document starts, padding.
+"""Samples -> batch: which tokens are trained, where each image's document starts, padding.
 
 Shape letters: B sequences, N images of the batch, T text length.
 """
@@ -83,7 +83,7 @@ class DeemDataCollator:
     - `{"text": str, "images": [PIL, ...]}` with `<image>` in the text for each image; optionally `"prompt"`, the
       beginning of the text that is given rather than trained, or `"trained_spans"`, `[(start, end), ...]` in characters
       of the text, outside of which nothing is trained. bos is put in front and eos behind.
-    - `{"messages": [...]}`, a chat as transformers takes it; pictures stand in the image parts or, in order, in
+    - `{"messages": [...]}`, a chat as transformers takes it; images stand in the image items or, in order, in
       `"images"`. Only what the assistant says is trained.
     - `{"input_ids": [int, ...], "images": [PIL, ...]}`, tokenized and packed, image slots included; optionally
       `"document_starts"`, one column per image.
@@ -96,7 +96,7 @@ class DeemDataCollator:
 
     Args:
         processor: a `DeemProcessor` with bos, eos and pad tokens.
-        return_targets (`bool`, defaults to `True`): whether to return the pictures to draw.
+        return_targets (`bool`, defaults to `True`): whether to return the images to draw.
         max_length (`int`, *optional*): most tokens a sample may have. Samples are never cut.
         max_images (`int`, *optional*): most images a sample may have; a model has room for
             `config.image_attention_max_images - 1` in a sequence.
@@ -118,7 +118,7 @@ class DeemDataCollator:
     | `text_loss_weight` | float | 0.0 for `text_to_image`, else absent: the model's config decides |
     | `image_loss_weight` | float | 0.0 for `image_to_text`, else absent |
 
-    Example, printed, with 4 image tokens (260) per picture behind its start-of-image token (259), pictures of 64
+    Example, printed, with 4 image tokens (260) per image behind its start-of-image token (259), images of 64
     pixels, a tokenizer of one token per byte, bos 1, eos 2 and pad 0:
 
     ```python
@@ -199,7 +199,7 @@ class DeemDataCollator:
 
         images = [image for row in encoded for image in row["images"]]
         if images:
-            batch |= self._pictures(images, [mask for row in encoded for mask in row["region_masks"]])
+            batch |= self._image_inputs(images, [mask for row in encoded for mask in row["region_masks"]])
             starts = find_document_starts(input_ids, **special)
             given = [row["document_starts"] for row in encoded]
             if any(one is not None for one in given):
@@ -234,8 +234,8 @@ class DeemDataCollator:
         except ValueError as error:
             raise ValueError(f"Sample {sample['id']}: {error}") from error
 
-    def _pictures(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
-        """What the batch holds of its pictures."""
+    def _image_inputs(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
+        """What the batch holds of its images."""
         return self.processor.image_processor(
             images, region_masks=region_masks, return_targets=self.return_targets, return_tensors="pt"
         )
@@ -418,7 +418,7 @@ class DeemDataCollator:
 
     def _rendered(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
         """Chat -> its text with images expanded, and the character spans of what the assistant says."""
-        # Not `apply_chat_template`: the pictures are prepared later, in one call for the whole batch.
+        # Not `apply_chat_template`: the images are prepared later, in one call for the whole batch.
         template = self.processor.chat_template
         (text,), (spans,) = render_jinja_template(
             conversations=[messages],

@@ -17,7 +17,7 @@ from .image_reading_deem import check_size
 class DeemImageProcessor(DeemImageProcessorMixin, TorchvisionBackend):
     __doc__ = (DeemImageProcessorMixin.__doc__ or "").replace(
         "What the two backends share: defaults, the two sizes, region masks, reading of files.",
-        "Both sizes of DEEM's pictures on tensors. Needs torchvision; its bicubic filter differs from PIL's in the last "
+        "Both sizes of DEEM's images on tensors. Needs torchvision; its bicubic filter differs from PIL's in the last "
         "gray level.",
     )
     valid_kwargs = DeemImageProcessorKwargs

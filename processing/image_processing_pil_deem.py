@@ -1,7 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""From one picture to the two sizes DEEM works with (PIL backend, the reference), and the rules both backends share.
+"""From one image to the two sizes DEEM works with (PIL backend, the reference), and the rules both backends share.
 
-Shape letters: N images, H and W the height and width of the picture as given, h and w the encoder's size.
+Shape letters: N images, H and W the height and width of the image as given, h and w the encoder's size.
 """
 
 import os
@@ -31,7 +31,7 @@ _HALF = (0.5, 0.5, 0.5)  # mean and std that take [0, 1] to [-1, 1]
 class DeemImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     target_size (`dict[str, int]` or `int`, *optional*, defaults to `self.target_size`):
-        Size of the pictures the image decoder is trained to draw.
+        Size of the images the image decoder is trained to draw.
     return_targets (`bool`, *optional*, defaults to `self.return_targets`):
         Whether to return `target_pixel_values` as well. Needed in training only.
     region_masks (*optional*):
@@ -44,7 +44,7 @@ class DeemImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def halving_sizes(height: int, width: int, side: int) -> list[tuple[int, int]]:
-    """Sizes a picture passes through while its short side is at least `2 * side`; empty if it never is."""
+    """Sizes an image passes through while its short side is at least `2 * side`; empty if it never is."""
     sizes = []
     while min(height, width) >= 2 * side:
         height, width = height // 2, width // 2
@@ -66,7 +66,7 @@ class DeemImageProcessorMixin:
         size (`dict` or `int`, defaults to 256): height and width of `pixel_values`, the encoder's input.
         target_size (`dict` or `int`, defaults to 512): height and width of `target_pixel_values`.
         do_center_crop (`bool`, defaults to `False`):
-            `False` squashes the picture to the size with bicubic resampling. `True` keeps its proportions: it is
+            `False` squashes the image to the size with bicubic resampling. `True` keeps its proportions: it is
             halved with BOX while its short side is at least twice the size, then resized (bicubic) so that the short
             side fits, then cropped about the center. Needs square sizes.
         image_mean, image_std: the encoder's; applied to `pixel_values` and to nothing else.
@@ -204,7 +204,7 @@ class DeemImageProcessorMixin:
                 if mask.shape != size:
                     raise ValueError(
                         f"Region mask {index} is {' x '.join(map(str, mask.shape))} but its image is "
-                        f"{size[0]} x {size[1]} (height x width, upright). Draw the mask on the picture as given, "
+                        f"{size[0]} x {size[1]} (height x width, upright). Draw the mask on the image as given, "
                         "before any resizing."
                     )
                 mask = mask != 0
@@ -244,7 +244,7 @@ class DeemImageProcessorMixin:
         resample: Any,
         **kwargs,
     ) -> dict[SizeDict, Any]:
-        """One picture, or several of one size, brought to each of `sizes`; gray levels as given."""
+        """One image, or several of one size, brought to each of `sizes`; gray levels as given."""
         if not do_resize:
             return dict.fromkeys(sizes, image)
         if not do_center_crop:
@@ -272,7 +272,7 @@ class DeemImageProcessorMixin:
         image_std: Any,
         **kwargs,
     ) -> tuple[Any, Any]:
-        """Pictures by size -> encoder pixels, and target pixels or None."""
+        """Images by size -> encoder pixels, and target pixels or None."""
         pixel_values = self.rescale_and_normalize(
             fitted[size], do_rescale, rescale_factor, do_normalize, image_mean, image_std
         )
@@ -290,7 +290,7 @@ class DeemImageProcessorMixin:
 class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
     __doc__ = (DeemImageProcessorMixin.__doc__ or "").replace(
         "What the two backends share: defaults, the two sizes, region masks, reading of files.",
-        "Both sizes of DEEM's pictures with PIL and NumPy: the reference, needs no torchvision.",
+        "Both sizes of DEEM's images with PIL and NumPy: the reference, needs no torchvision.",
     )
 
     def process_image(
@@ -316,7 +316,7 @@ class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
     def resize(
         self, image: PIL.Image.Image | np.ndarray, size: SizeDict, resample: PILImageResampling | None = None, **kwargs
     ) -> PIL.Image.Image | np.ndarray:
-        """A picture of `size`, in the kind that was given."""
+        """An image of `size`, in the kind that was given."""
         if isinstance(image, PIL.Image.Image):
             return image.resize((size.width, size.height), resample=resample)
         return super().resize(image, size, resample=resample, **kwargs)
@@ -324,7 +324,7 @@ class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
     def center_crop(
         self, image: PIL.Image.Image | np.ndarray, size: SizeDict, **kwargs
     ) -> PIL.Image.Image | np.ndarray:
-        """The middle of a picture that is at least of `size`, in the kind that was given."""
+        """The middle of an image that is at least of `size`, in the kind that was given."""
         if isinstance(image, PIL.Image.Image):
             left, top = (image.width - size.width) // 2, (image.height - size.height) // 2
             return image.crop((left, top, left + size.width, top + size.height))
@@ -345,7 +345,7 @@ class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
     ) -> np.ndarray | list[np.ndarray]:
         """`(image * rescale_factor - mean) / std`, each step if asked for.
 
-        Pictures of one size -> (N, 3, h, w) float32; of several sizes -> one (3, h, w) each.
+        Images of one size -> (N, 3, h, w) float32; of several sizes -> one (3, h, w) each.
         """
 
         def computed(image: np.ndarray) -> np.ndarray:

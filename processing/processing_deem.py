@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Text and pictures -> model inputs: expansion of the image placeholder and the chat template."""
+"""Text and images -> model inputs: expansion of the image placeholder and the chat template."""
 
 import copy
 import hashlib
@@ -79,15 +79,15 @@ CHAT_TEMPLATE = """
 
 class DeemProcessor(ProcessorMixin):
     """
-    Tokenizer and image processor in one. The user writes `<image>` once per picture; the processor expands it to
-    `<|startofimage|>` + `num_image_tokens` x `<image>`, the positions that the model fills with the picture's tokens.
+    Tokenizer and image processor in one. The user writes `<image>` once per image; the processor expands it to
+    `<|startofimage|>` + `num_image_tokens` x `<image>`, the positions that the model fills with the image's tokens.
 
     Args:
         image_processor: a `DeemImageProcessorPil` or `DeemImageProcessor`.
         tokenizer: any tokenizer. Image tokens that it lacks are added to it, start-of-image first; `from_parts` also
             sees to bos, eos and padding.
         chat_template (`str`, *optional*): Jinja template; default is the released dialogue form.
-        num_image_tokens (`int`, defaults to 77): Q, image tokens per picture. As in the model's config.
+        num_image_tokens (`int`, defaults to 77): Q, image tokens per image. As in the model's config.
         image_token (`str`, defaults to `"<image>"`): placeholder in the text and token of every image slot.
         start_of_image_token (`str`, defaults to `"<|startofimage|>"`).
 
@@ -104,7 +104,7 @@ class DeemProcessor(ProcessorMixin):
 
     ```python
     processor = DeemProcessor.from_parts(image_processor, tokenizer, num_image_tokens=77, target_size=512)
-    inputs = processor(text="<image> is a picture of", images=picture, return_tensors="pt")
+    inputs = processor(text="<image> is a picture of", images=image, return_tensors="pt")
     ```
     """
 
@@ -153,7 +153,7 @@ class DeemProcessor(ProcessorMixin):
                 and eos always), eos `</s>`, pad `<pad>`. It is set to put bos in front and to pad on the left, as
                 generation needs. Resize the language model's embeddings to `len(processor.tokenizer)`.
             num_image_tokens (`int`): Q.
-            target_size (`int` or `dict`): size of the pictures the image decoder draws.
+            target_size (`int` or `dict`): size of the images the image decoder draws.
             do_center_crop (`bool`): see the image processor.
             grounding_tokens (`bool`): whether to add `<ref> </ref> <box> </box>`.
             chat_template (`str`, *optional*): default is the released dialogue form.
@@ -286,7 +286,7 @@ class DeemProcessor(ProcessorMixin):
         return files
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, **kwargs):
-        """As the base class; a batch of rows without any picture counts as no images."""
+        """As the base class; a batch of rows without any image counts as no images."""
         if isinstance(images, (list, tuple)) and not _flat(images):
             images = None
         return super().prepare_inputs_layout(images=images, **kwargs)
@@ -318,7 +318,7 @@ class DeemProcessor(ProcessorMixin):
         return super()._process_images(_flat(images) if isinstance(images, (list, tuple)) else images, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The expansion of one placeholder; the same for every picture."""
+        """The expansion of one placeholder; the same for every image."""
         return self.start_of_image_token + self.image_token * self.num_image_tokens
 
     def expand_image_tokens(self, text: str) -> str:
@@ -393,8 +393,8 @@ def _puts_bos_and_no_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _encoder_size(image_processor: BaseImageProcessor) -> dict[str, int]:
-    """Height and width of an encoder's pictures: what its own image processor would return."""
-    if hasattr(image_processor, "max_num_patches"):  # SigLIP 2 keeps proportions; of a square picture it makes
+    """Height and width of an encoder's images: what its own image processor would return."""
+    if hasattr(image_processor, "max_num_patches"):  # SigLIP 2 keeps proportions; of a square image it makes
         side = math.isqrt(image_processor.max_num_patches) * image_processor.patch_size
         return {"height": side, "width": side}
     size = dict(image_processor.size)

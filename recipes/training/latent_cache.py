@@ -148,7 +148,7 @@ class LatentCollator(DeemDataCollator):
         super().__init__(processor, return_targets=False, **options)
         self.cache = cache
 
-    def _pictures(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
+    def _image_inputs(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
         keys = [image_key(image) for image in images]
         if missing := [number for number, key in enumerate(keys) if key not in self.cache]:
             raise ValueError(
@@ -157,7 +157,7 @@ class LatentCollator(DeemDataCollator):
                 "--random_flip; images that are cropped at random cannot be cached."
             )
         latents = torch.stack([self.cache[key] for key in keys])
-        return {**super()._pictures(images, region_masks), "target_latents": latents}
+        return {**super()._image_inputs(images, region_masks), "target_latents": latents}
 
 
 class AbsentVae(nn.Module):
