@@ -101,7 +101,7 @@ def code_files() -> list[Path]:
     Raises:
         ValueError: if two of them have the same name, since they are to lie in one folder.
     """
-    stay = ("__init__", "training_deem")
+    stay = ("__init__", "adapters_deem", "training_deem")
     files = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py") if path.stem not in stay)
     if twice := [name for name, count in Counter(path.name for path in files).items() if count > 1]:
         raise ValueError(f"Both packages have a file {twice}; on the Hub they lie in one folder. Rename one of them.")

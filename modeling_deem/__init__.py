@@ -12,6 +12,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .adapters_deem import adapter_targets, modules_to_save
 from .composing_deem import drawn_size
 from .configuration_deem import DeemConfig, DeemImageDecoderConfig, DeemPerceiverConfig
 from .image_decoder_deem import DeemImageDecoder
@@ -53,5 +54,7 @@ __all__ = [
     "DeemPerceiverConfig",
     "DeemProcessor",
     "DeemTrainer",
+    "adapter_targets",
     "drawn_size",
+    "modules_to_save",
 ]

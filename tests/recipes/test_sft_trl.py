@@ -14,12 +14,12 @@ from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
-from modeling_deem import DeemForConditionalGeneration
+from modeling_deem import DeemForConditionalGeneration, adapter_targets
+from modeling_deem.adapters_deem import LANGUAGE_MODEL
 from processing import DeemDataCollator, DeemProcessor
 from recipes import sft_trl
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
-from recipes.training.adapters import LANGUAGE_MODEL, adapter_targets
 from recipes.training.text_trainer import ChatCollator, TextTrainer, TextTrainingArguments, load_rows, make_trainer
 
 OPTIONS = {

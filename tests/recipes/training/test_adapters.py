@@ -11,8 +11,8 @@ from deem_fixtures import tiny_batch, tiny_draws, tiny_model
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, TrainerCallback, set_seed
 
-from modeling_deem import DeemForConditionalGeneration
-from recipes.training.adapters import adapter_targets, add_adapters, merge_adapters, trained_modules
+from modeling_deem import DeemForConditionalGeneration, adapter_targets, modules_to_save
+from recipes.training.adapters import add_adapters, merge_adapters
 from recipes.training.parameter_groups import format_parts, parameter_groups, parts_table
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, prepare_parts
 
@@ -149,10 +149,10 @@ def test_only_what_trains_is_copied() -> None:
     for part in (model.model.perceiver, model.model.vision_tower.level_projections[1], model.image_decoder.perceiver):
         part.requires_grad_(True)
     names = ["model.vision_tower.level_projections.1", "model.perceiver", "image_decoder.perceiver"]
-    assert trained_modules(model) == names
+    assert modules_to_save(model, frozen=()) == names
     model.model.perceiver.queries.requires_grad_(False)
-    assert "model.perceiver" not in trained_modules(model)
-    assert "model.perceiver.layers.0" in trained_modules(model)
+    assert "model.perceiver" not in modules_to_save(model, frozen=())
+    assert "model.perceiver.layers.0" in modules_to_save(model, frozen=())
 
 
 def test_fields_that_lora_does_not_have_are_refused() -> None:
