@@ -2,13 +2,17 @@
 """Label rules, document starts, the three forms of samples and the batch contract."""
 
 import copy
+import random
 import re
 
 import numpy as np
 import pytest
 import torch
+from deem_fixtures import IMAGE, Q, tiny_config
+from deem_fixtures import START as START_OF_IMAGE
 from PIL import Image
 
+from modeling_deem.image_states_deem import ImagePlaces, supervised_images
 from processing import DeemDataCollator, find_document_starts, make_labels
 
 BOS, EOS, START, SLOT, PAD = 1, 2, 7, 8, 9
@@ -135,6 +139,44 @@ def test_packed_records(collator) -> None:
     assert batch["labels"][0].tolist() == expected
     given = collator([{"input_ids": ids, "images": [picture()] * 2, "document_starts": [0, 0]}])
     assert given["document_starts"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_places_of_images_are_those_of_the_model(collator, seed) -> None:
+    """The collator's rule of documents, and the labels of drawing, against the model's own, on random packed batches."""
+    rng = random.Random(seed)
+    config, one = tiny_config(), picture()
+    unit = [START_OF_IMAGE, *[IMAGE] * Q]
+
+    def document() -> tuple[list[int], int]:
+        pieces = [unit if rng.random() < 0.4 else [rng.randrange(3, 259)] for _ in range(rng.randrange(1, 9))]
+        return [BOS, *(token for piece in pieces for token in piece), EOS], pieces.count(unit)
+
+    samples = []
+    for _ in range(rng.randrange(1, 5)):
+        documents = [document() for _ in range(rng.randrange(1, 5))]
+        images = [[one] * count for _, count in documents]
+        if rng.random() < 0.5:  # as concatenation gives them
+            pairs = zip(documents, images, strict=True)
+            samples.append({"samples": [{"input_ids": ids, "images": own} for (ids, _), own in pairs]})
+        else:  # as packing cuts them: the first document may have begun in the row before
+            ids, own = [token for ids, _ in documents for token in ids], [image for row in images for image in row]
+            samples.append({"input_ids": ids[rng.randrange(2) :], "images": own})
+        if "input_ids" in samples[-1] and own and rng.random() < 0.5:
+            samples[-1]["image_loss_mask"] = [rng.random() < 0.5 for _ in own]
+    batch = collator([*samples, {"text": "words"}])
+    if "document_starts" not in batch:
+        pytest.skip("no image in this batch")
+    places = ImagePlaces.of_images(batch["input_ids"], config)
+    assert batch["document_starts"].tolist() == places.document_starts.tolist()
+
+    supervised = supervised_images(batch, config)
+    wanted = batch.get("image_loss_mask", torch.ones_like(supervised))
+    trained = (batch["labels"][places.rows, places.columns] != -100) & (places.columns > 0)
+    begins_with_bos = batch["input_ids"][places.rows, places.document_starts] == BOS
+    assert torch.equal(supervised[begins_with_bos], (trained & wanted)[begins_with_bos])
+    slow = [columns - starts + 1 > 2 for columns, starts in zip(places.columns, places.document_starts, strict=True)]
+    assert supervised.tolist() == (torch.tensor(slow) & wanted).tolist()
 
 
 def test_samples_that_share_a_row(collator) -> None:
