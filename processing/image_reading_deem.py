@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from huggingface_hub.utils import httpx
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
@@ -23,6 +22,15 @@ MAX_DOWNLOAD = 256 * 1024 * 1024  # bytes
 SECONDS_TO_ANSWER = 30
 
 _ORIENTATION = 0x0112
+_TURN = {  # EXIF orientation -> what turns an image upright. `exif_transpose` fails on EXIF data that it cannot write
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS_OF_PNG = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _SHADES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # raw mode of a PNG -> what takes its values to 8 bits
@@ -143,12 +151,13 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # as above
         return image
-    if orientation not in range(2, 9):
+    if orientation not in _TURN:
         return image
-    turned = image.copy()  # with nothing else of its metadata, of which any may be broken
-    turned.info = {name: value for name, value in image.info.items() if name == "transparency"}
-    turned.getexif()[_ORIENTATION] = orientation
-    return PIL.ImageOps.exif_transpose(turned)
+    turned = image.transpose(_TURN[orientation])
+    turned.info = {
+        name: value for name, value in image.info.items() if name == "transparency"
+    }  # its EXIF data no longer
+    return turned
 
 
 def to_rgb(image: PIL.Image.Image | np.ndarray | torch.Tensor, channels_first: bool | None = None) -> PIL.Image.Image:
@@ -211,7 +220,10 @@ def _of_sixteen_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _eight_bits_of_sixteen(array: np.ndarray) -> np.ndarray:
     """0 ... 65535 -> uint8, to the nearest."""
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    eight = np.empty(array.shape, dtype=np.uint8)
+    for start in range(0, len(array), 256):  # the sums of all rows at once would take four times as much as the image
+        eight[start : start + 256] = (array[start : start + 256].astype(np.uint32) + 128) // 257
+    return eight
 
 
 def _array_to_image(array: Any, channels_first: bool | None) -> PIL.Image.Image:
