@@ -45,6 +45,8 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     name = f"{len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
     try:
         image = open_file(_file_of(source))
+        if image.format == "EPS":
+            raise ValueError("a PostScript program, which is not run")
         check_size(*image.size)
         if getattr(image, "is_animated", False):
             with image:  # which else stays open
@@ -184,7 +186,12 @@ def to_rgb(image: PIL.Image.Image | np.ndarray | torch.Tensor, channels_first: b
         )
     if image.mode == "I" or image.mode.startswith("I;16"):  # `convert` would cut them at 255
         return _of_sixteen_bits(image)
-    return _on_white(image)
+    try:
+        return _on_white(image)
+    except Exception as error:  # as in `decode`; a palette may be missing, a transparent color none of its mode
+        raise ValueError(
+            f"An image of mode {image.mode} cannot be made RGB ({type(error).__name__}: {error}). Save it again as RGB."
+        ) from error
 
 
 def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:

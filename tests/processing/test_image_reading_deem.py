@@ -340,6 +340,18 @@ def test_unreadable_addresses_are_named_with_the_reason(seen, server, tmp_path) 
             seen(address)
 
 
+def test_programs_are_not_run(seen) -> None:
+    with pytest.raises(ValueError, match="a PostScript program, which is not run"):
+        seen(encoded(Image.new("L", (8, 8)), "EPS"))
+
+
+def test_a_palette_that_is_missing_is_refused_in_words(seen) -> None:
+    image = Image.new("P", (8, 8))
+    image.palette = None
+    with pytest.raises(ValueError, match="An image of mode P cannot be made RGB"):
+        seen(image)
+
+
 def test_names_that_are_no_file_say_so(seen, tmp_path) -> None:
     for name in ("missing.jpg", "folder/abcd", "", "x" * 5000, "a\0b", str(tmp_path)):
         with pytest.raises(ValueError, match="Could not read the image .*(no such file|cannot identify)"):
