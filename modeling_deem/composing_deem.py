@@ -1,8 +1,9 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""A first DEEM from three pretrained parts: vision encoder, language model, diffusion pipeline."""
+"""A first DEEM from three pretrained parts, vision encoder, language model and diffusion pipeline; and the encoder back."""
 
 import inspect
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BaseImageProcessor,
     ImageProcessingMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers import logging as transformers_logging
 
@@ -323,3 +326,29 @@ class ComposeMixin:
         model.generation_config.eos_token_id = [config.eos_token_id, config.start_of_image_token_id]
         model.generation_config.pad_token_id = config.pad_token_id
         return model
+
+    def export_encoder(self, folder: str | os.PathLike, processor: ProcessorMixin | BaseImageProcessor) -> None:
+        """Save the vision encoder and an image processor of transformers' own, to be loaded without this package.
+
+        `AutoModel.from_pretrained(folder)` and `AutoImageProcessor.from_pretrained(folder)` give what this model sees: the
+        same pixels, but for images that DEEM's center crop (`do_center_crop`) first halves, and for SigLIP 2, whose image
+        processor keeps proportions.
+
+        Args:
+            processor: the model's, or its image processor: its size, mean, standard deviation and filter are written.
+        """
+        from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, ViTImageProcessorPil
+
+        images, encoder = getattr(processor, "image_processor", processor), self.model.vision_tower.encoder
+        numbers = {"image_mean": images.image_mean, "image_std": images.image_std, "resample": images.resample}
+        size = dict(images.size)
+        if encoder.config.model_type == "siglip2_vision_model":
+            patch = encoder.config.patch_size
+            patches = (size["height"] // patch) * (size["width"] // patch)
+            own = Siglip2ImageProcessorPil(patch_size=patch, max_num_patches=patches, **numbers)
+        elif images.do_center_crop:
+            own = CLIPImageProcessorPil(size={"shortest_edge": size["height"]}, crop_size=size, **numbers)
+        else:
+            own = ViTImageProcessorPil(size=size, do_convert_rgb=True, **numbers)
+        encoder.save_pretrained(folder)
+        own.save_pretrained(folder)

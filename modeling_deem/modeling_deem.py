@@ -451,10 +451,21 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         """DEEM's feedback alone, for any training loop: a scalar whose gradient reaches the vision encoder.
 
         Args:
-            pixel_values: (N, 3, h, w), encoder input; target_pixel_values: (N, 3, H, H) in [-1, 1], the same images.
+            pixel_values: (N, 3, h, w), encoder input; target_pixel_values: (N, 3, H, H) in [-1, 1], the same images. A
+                processor makes both: `processor.image_processor(images, return_targets=True)`.
             draws: `noise` and `timesteps`, to repeat a computation.
+
+        Raises:
+            ValueError: targets that are the encoder's input, or outside [-1, 1].
         """
         decoder = self.require_image_decoder()
+        low, high = (float(edge) for edge in target_pixel_values.aminmax())
+        if target_pixel_values is pixel_values or not (-1.001 <= low and high <= 1.001):
+            raise ValueError(
+                f"target_pixel_values lie in [{low:.2f}, {high:.2f}]: expected the same images in [-1, 1], apart from the "
+                "encoder's input, which is normalized for the encoder. Both come of "
+                "processor.image_processor(images, return_targets=True, return_tensors='pt')."
+            )
         images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         latents = decoder.encode(target_pixel_values, generator)
         return decoder.consistency_loss(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -92,11 +93,33 @@ def fill_in_arguments(args: TrainingArguments) -> None:
             setattr(args, name, value)
 
 
+def refuse_without_effect(args: TrainingArguments, streamed: bool = False) -> None:
+    """Refuse arguments that would change nothing.
+
+    Args:
+        streamed: the training data is an IterableDataset, which has an order of its own.
+
+    Raises:
+        ValueError: one is set.
+    """
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor {args.label_smoothing_factor:g} would have no effect: DEEM's text loss is the plain "
+            "cross entropy. Leave it out, or set it to 0."
+        )
+    if streamed and args.train_sampling_strategy != "random":
+        raise ValueError(
+            f"train_sampling_strategy {args.train_sampling_strategy} would have no effect: the data is a stream in an order "
+            "of its own. Leave it out."
+        )
+
+
 class DeemTrainer(Trainer):
     """Trains a `DeemForConditionalGeneration` on batches of `DeemDataCollator`; takes all that Trainer takes.
 
     Each loss is a mean over what it is computed on in the whole step, all micro-batches and processes: text targets,
-    supervised images, images. Every log holds the three by name. Several GPUs in one process are a ValueError.
+    supervised images, images. Every log holds the three by name. `eval_loss` is a mean over samples. Several GPUs in one
+    process, and arguments without effect (`refuse_without_effect`), are a ValueError.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss scales each loss by its share of the whole step
@@ -108,6 +131,7 @@ class DeemTrainer(Trainer):
             )
         fill_in_arguments(args)
         super().__init__(model, args, *more, **kwargs)
+        refuse_without_effect(args, isinstance(self.train_dataset, IterableDataset))
         # Trainer writes `use_cache = False` into the config. Saved with a checkpoint it would make generation slow.
         vars(model.config).pop("use_cache", None)
         self._sums: dict[str, torch.Tensor] = {}  # [weighted sum, weight] per loss since the last log
@@ -142,6 +166,10 @@ class DeemTrainer(Trainer):
             key, scale = (name, 1.0) if model.training else (f"eval_{name}", float(self._counts[name]))
             pair = torch.stack([scaled.detach().float() * scale, loss.new_tensor(share * scale, dtype=torch.float32)])
             self._sums[key] = self._sums.get(key, 0) + pair
+        if total is not None and not model.training:  # Trainer would count a smaller batch as a whole one
+            rows = float(len(inputs["input_ids"]))
+            pair = torch.stack([total.detach().float() * rows, total.new_tensor(rows, dtype=torch.float32)])
+            self._sums["eval_loss"] = self._sums.get("eval_loss", 0) + pair
         if total is None:
             raise ValueError(
                 f"Nothing to learn in a batch with {', '.join(inputs)} and loss weights {weights}: give labels or target "
@@ -163,8 +191,8 @@ class DeemTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to each training or evaluation log the mean of every named loss over where it was computed."""
-        prefix = "eval_" if "eval_loss" in logs else ""
-        for name in (f"{prefix}{name}" for name in LOSSES):
+        names = ["eval_loss", *(f"eval_{name}" for name in LOSSES)] if "eval_loss" in logs else LOSSES
+        for name in names:
             pair = self._sums.pop(name, torch.zeros(2, device=self.args.device))
             total, weight = self.accelerator.reduce(
                 pair

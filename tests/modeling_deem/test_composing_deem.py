@@ -4,6 +4,8 @@
 import copy
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -398,3 +400,39 @@ def test_the_example_of_the_docs_composes_trains_and_draws(parts, tmp_path, monk
     side = found["model"].config.image_decoder_config.target_size
     assert found["drawn"].shape == (1, 3, side, side) and found["drawn"].isfinite().all()
     assert (tmp_path / "mine" / "checkpoint-10" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("family", "crop"), [("clip", True), ("dinov2", False), ("resnet", False), ("siglip2", False)]
+)
+def test_an_exported_encoder_sees_the_same(parts, tmp_path, monkeypatch, family: str, crop: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_vision(tmp_path / "vision", family)
+    model = compose({**parts, "vision": str(tmp_path / "vision")})
+    own = AutoImageProcessor.from_pretrained(tmp_path / "vision")
+    sizes = {"num_image_tokens": 4, "target_size": SIDE}
+    processor = DeemProcessor.from_parts(own, build_tokenizer(), do_center_crop=crop, **sizes)
+    height, width = (SIDE, SIDE) if family == "siglip2" else (100, 80)
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    model.export_encoder(tmp_path / "out", processor)
+    np.save(tmp_path / "image.npy", image)
+    code = (
+        "import numpy, sys, torch\n"
+        "from transformers import AutoImageProcessor, AutoModel\n"
+        "image = numpy.load('image.npy')\n"
+        "images, encoder = AutoImageProcessor.from_pretrained('out'), AutoModel.from_pretrained('out')\n"
+        "inputs = images(images=image, return_tensors='pt')\n"
+        "torch.save([inputs['pixel_values'], encoder(**inputs).last_hidden_state], 'seen.pt')\n"
+    )
+    if family == "dinov2":  # in a process of its own, where this package is not imported
+        code += "assert 'modeling_deem' not in sys.modules and 'processing' not in sys.modules\n"
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    else:
+        exec(code, {})
+    pixels, seen = torch.load(tmp_path / "seen.pt")
+    with torch.no_grad():
+        ours = processor(text="<image>", images=image, return_tensors="pt")["pixel_values"]
+        expected = model.get_image_features(ours).last_hidden_state
+    if family != "siglip2":
+        torch.testing.assert_close(pixels, ours, rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)

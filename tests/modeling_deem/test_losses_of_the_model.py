@@ -273,3 +273,12 @@ def test_a_step_without_text_targets_has_no_text_loss(model) -> None:
     with torch.no_grad():
         outputs = model(**batch, num_items_in_batch=0)
     assert outputs.text_loss == 0.0 and outputs.loss.isfinite()
+
+
+def test_targets_of_the_feedback_that_are_no_targets_are_refused(model) -> None:
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    for targets in (images, images * 2.5, images * float("nan")):
+        with pytest.raises(ValueError, match=r"target_pixel_values lie in .*return_targets=True"):
+            model.consistency_loss(images, targets)
+    with torch.no_grad():
+        assert model.consistency_loss(images, images.clone()).isfinite()

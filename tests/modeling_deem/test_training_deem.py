@@ -11,6 +11,7 @@ import pytest
 import torch
 from deem_fixtures import tiny_model
 from PIL import Image
+from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
 import modeling_deem
@@ -62,6 +63,58 @@ def test_an_evaluation_draws_the_same_noise_and_takes_none_from_training(tiny_pr
         values = [log[name] for log in trainer.state.log_history]
         assert values[0] == values[1] > 0, name
     assert first["eval_loss"] == second["eval_loss"]
+
+
+def test_arguments_without_effect_are_refused(tiny_processor, tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor 0.1 would have no effect.*set it to 0"):
+        trainer_of(tiny_processor, tmp_path, label_smoothing_factor=0.1)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from ROWS
+
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, max_steps=1, train_sampling_strategy="group_by_length", report_to="none"
+    )
+    with pytest.raises(
+        ValueError, match="train_sampling_strategy group_by_length would have no effect: the data is a"
+    ):
+        DeemTrainer(tiny_model(), args, DeemDataCollator(tiny_processor), train_dataset=Stream())
+
+
+def test_a_batch_that_does_not_fit_is_made_smaller(tiny_processor, tmp_path):
+    """`auto_find_batch_size` as transformers has it; what the failed step has counted is in no log."""
+    trainer = trainer_of(tiny_processor, tmp_path, max_steps=3, auto_find_batch_size=True, report_to="none")
+    sizes = []
+
+    def limited(samples):
+        sizes.append(len(samples))
+        if len(sizes) == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 51.00 GiB.")
+        return DeemDataCollator(tiny_processor)(samples)
+
+    trainer.data_collator = limited
+    trainer.train()
+    assert sizes[:2] == [2, 2] and set(sizes[2:]) == {1}
+    weights = trainer.model.loss_weights()
+    for log in (log for log in trainer.state.log_history if "loss" in log):
+        assert log["loss"] == pytest.approx(sum(weights[name] * log.get(name, 0) for name in LOSSES), rel=1e-5)
+
+
+def test_the_loss_of_an_evaluation_counts_samples_not_batches(tiny_processor, tmp_path):
+    trainer = trainer_of(tiny_processor, tmp_path, per_device_eval_batch_size=2, report_to="none")
+    seen = []
+    compute = trainer.compute_loss
+
+    def noted(model, inputs, **kwargs):
+        loss, outputs = compute(model, inputs, **kwargs)
+        seen.append((float(loss), len(inputs["input_ids"])))
+        return loss, outputs
+
+    trainer.compute_loss = noted
+    loss = trainer.evaluate()["eval_loss"]
+    assert [rows for _, rows in seen] == [2, 1]
+    assert loss == pytest.approx((2 * seen[0][0] + seen[1][0]) / 3, rel=1e-5)
 
 
 def test_what_the_user_chose_stays(tiny_processor, tmp_path):
