@@ -49,6 +49,21 @@ def check_chat(chat: Any) -> None:
             )
 
 
+def check_text(text: str) -> None:
+    """Refuse halves of surrogate pairs, which cut JSON leaves: tokenizers take them for no text.
+
+    Raises:
+        ValueError: naming the place.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text holds half of a surrogate pair at character {error.start}, {text[error.start]!r}, which is no "
+            "text. Take it out: text.encode('utf-8', 'ignore').decode()."
+        ) from error
+
+
 def place_images(chat: list[dict[str, Any]], image_token: str, images_beside: bool) -> list[dict[str, Any]]:
     """Make each placeholder in content that is one string an image item.
 
@@ -156,4 +171,4 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[tuple[str
     yield text[start:], None, start
 
 
-__all__ = ["check_chat", "encode_marked", "is_marked", "mark_user_text", "place_images", "unmarked"]
+__all__ = ["check_chat", "check_text", "encode_marked", "is_marked", "mark_user_text", "place_images", "unmarked"]

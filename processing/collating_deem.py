@@ -4,16 +4,17 @@
 Shape letters: B sequences, N images of the batch, T text length.
 """
 
-from collections.abc import Mapping
-from numbers import Integral
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .chat_deem import encode_marked
+from .chat_deem import check_text, encode_marked
 from .processing_deem import DeemProcessor
+from .samples_deem import check_kinds
 
 IGNORED = -100
 MODES = ("interleaved", "image_to_text", "text_to_image")
@@ -73,6 +74,17 @@ def find_document_starts(input_ids: torch.Tensor, *, bos_token_id: int, start_of
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
     latest_bos = torch.where(input_ids == bos_token_id, columns, 0).cummax(dim=1).values
     return latest_bos[input_ids == start_of_image_token_id]
+
+
+@contextmanager
+def _named(sample: Mapping[str, Any]) -> Iterator[None]:
+    """Give errors the name of the sample."""
+    try:
+        yield
+    except TemplateError as error:
+        raise ValueError(f"Sample {sample['id']}: the chat template refuses the chat: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"Sample {sample['id']}: {error}") from error
 
 
 class DeemDataCollator:
@@ -171,7 +183,7 @@ class DeemDataCollator:
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Samples -> batch; see the class."""
-        samples = [{**sample, "id": sample.get("id", f"number {index}")} for index, sample in enumerate(samples)]
+        samples = [check_kinds(sample, f"number {index}") for index, sample in enumerate(samples)]
         mode = self._common_mode(samples)
         encoded = [self.encode(sample) for sample in samples]
 
@@ -225,14 +237,12 @@ class DeemDataCollator:
         Raises:
             ValueError: all that a call refuses of this sample alone, which is named.
         """
-        sample = {**sample, "id": sample.get("id", "number 0")}
+        sample = check_kinds(sample, "number 0")
         self._common_mode([sample])
         row = self.encode(sample)
-        try:
+        with _named(sample):
             if row["images"]:
                 self.processor.image_processor.check_images(row["images"], row["region_masks"])
-        except ValueError as error:
-            raise ValueError(f"Sample {sample['id']}: {error}") from error
 
     def _image_inputs(self, images: list[Any], region_masks: list[Any]) -> dict[str, torch.Tensor]:
         """What the batch holds of its images."""
@@ -256,6 +266,7 @@ class DeemDataCollator:
 
     def encode(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """One sample of any form -> its token row (T,) as lists, its images and what belongs to each image."""
+        sample = check_kinds(sample, "number 0")
         if sample.get("samples") is not None:
             return self._encode_several(sample)
         forms = [form for form in ("text", "messages", "input_ids") if sample.get(form) is not None]
@@ -272,7 +283,7 @@ class DeemDataCollator:
             ids = sample["input_ids"]
             ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
             size = len(self.processor.tokenizer)
-            if not ids or not all(isinstance(one, Integral) and 0 <= one < size for one in ids):
+            if not ids or not all(0 <= one < size for one in ids):
                 raise ValueError(
                     f"Sample {sample['id']} has input_ids {str(ids)[:80]}; expected whole numbers, at least one, from 0 to "
                     f"{size - 1}, the ids of the processor's tokenizer. Tokenize it with that tokenizer."
@@ -284,18 +295,28 @@ class DeemDataCollator:
         row.setdefault("said_by_assistant", row["attention_mask"])
         self._check_row(sample, row)
         for name in ("region_masks", "image_loss_mask", "document_starts"):
-            row[name] = list(sample[name]) if sample.get(name) is not None else None
+            value = sample.get(name)
+            if name != "region_masks" and hasattr(value, "tolist"):
+                value = value.tolist()
+            row[name] = list(value) if value is not None else None
             if row[name] is not None and len(row[name]) != len(images):
                 raise ValueError(
                     f"Sample {sample['id']} has {len(row[name])} entries in {name} for {len(images)} images. Give one "
                     "per image."
                 )
+        if any(not 0 <= start < len(row["input_ids"]) for start in row["document_starts"] or ()):
+            raise ValueError(
+                f"Sample {sample['id']} has document_starts {row['document_starts']} in {len(row['input_ids'])} tokens. "
+                "Give columns of the sample."
+            )
         row["region_masks"] = row["region_masks"] or [None] * len(images)
         return row
 
     def _encode_several(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """The rows of several samples as one; bos and eos of each stay."""
         rows = [self.encode({"id": sample["id"], **one}) for one in sample["samples"]]
+        if not rows:
+            raise ValueError(f"Sample {sample['id']} has no samples. Leave it out.")
         joined: dict[str, Any] = {"prompt_length": 0, "document_starts": None}
         for row in rows:
             row["said_by_assistant"] = [
@@ -315,10 +336,12 @@ class DeemDataCollator:
         ids, given = row["input_ids"], len(row["images"])
         units = ids.count(self.processor.start_of_image_token_id)
         slots, per_image = ids.count(self.processor.image_token_id), self.processor.num_image_tokens
-        if units != given or slots != given * per_image:
+        whole = [self.processor.image_token_id] * per_image
+        begins = (place + 1 for place, one in enumerate(ids) if one == self.processor.start_of_image_token_id)
+        if units != given or slots != given * per_image or any(ids[at : at + per_image] != whole for at in begins):
             raise ValueError(
                 f"Image features and image tokens do not match: sample {sample['id']} has {given} images, but {units} "
-                f"start-of-image tokens and {slots} image tokens ({per_image} belong to an image). Write "
+                f"start-of-image tokens and {slots} image tokens ({per_image} belong to an image, right behind its start). Write "
                 f"{self.processor.image_token} once for every image, at its place in the text."
             )
         if self.max_images is not None and given > self.max_images:
@@ -334,11 +357,8 @@ class DeemDataCollator:
 
     def _encode_text(self, sample: dict[str, Any]) -> dict[str, Any]:
         text, prompt = sample["text"], sample.get("prompt") or ""
-        if not (isinstance(text, str) and isinstance(prompt, str)):
-            kinds = f"{type(text).__name__} and {type(prompt).__name__}"
-            raise ValueError(
-                f"Sample {sample['id']}: text and prompt are {kinds}; expected text. Leave out what is missing."
-            )
+        with _named(sample):
+            check_text(text)
         if not text.startswith(prompt):
             raise ValueError(
                 f"Sample {sample['id']}: the prompt {prompt[:80]!r} does not begin the text {text[:80]!r}. The prompt is "
@@ -369,10 +389,8 @@ class DeemDataCollator:
 
     def _encode_messages(self, sample: dict[str, Any]) -> dict[str, Any]:
         messages, images, unplaced = [], [], iter(sample.get("images") or [])
-        try:
+        with _named(sample):
             chat = self.processor.prepare_chat(sample["messages"], images_beside=bool(sample.get("images")))
-        except ValueError as error:
-            raise ValueError(f"Sample {sample['id']}: {error}") from error
         for message in chat:
             content = message.get("content")
             if isinstance(content, (list, tuple)):
@@ -390,11 +408,10 @@ class DeemDataCollator:
                 f"its messages and {len(images) - missing + leftover} images. Give each image part its image, or list "
                 "in `images` one for each part that has none."
             )
-        try:
+        with _named(sample):
             text, spans = self._rendered(messages)
-        except TemplateError as error:
-            raise ValueError(f"Sample {sample['id']}: the chat template refuses the chat: {error}") from error
-        input_ids, said = self._with_spans(text, spans)
+            check_text(text)
+            input_ids, said = self._with_spans(text, spans)
         if not any(said):
             raise ValueError(
                 f"Sample {sample['id']} has nothing to train: its roles are "

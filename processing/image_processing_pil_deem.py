@@ -189,6 +189,11 @@ class DeemImageProcessorMixin:
             return None
         if isinstance(region_masks, PIL.Image.Image) or getattr(region_masks, "ndim", None) == 2:
             region_masks = [region_masks]
+        if not isinstance(region_masks, (list, tuple)) and not getattr(region_masks, "ndim", 0):
+            raise ValueError(
+                f"Got {type(region_masks).__name__} for region masks. Give one mask (height, width) per image, None for a "
+                "whole image, in a list."
+            )
         flat = []
         for entry in region_masks:
             flat.extend(entry if isinstance(entry, (list, tuple)) else [entry])

@@ -17,7 +17,7 @@ from transformers.image_utils import ImageInput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 
-from .chat_deem import check_chat, encode_marked, is_marked, mark_user_text, place_images, unmarked
+from .chat_deem import check_chat, check_text, encode_marked, is_marked, mark_user_text, place_images, unmarked
 from .image_processing_pil_deem import DeemImageProcessorPil
 
 GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>")
@@ -228,6 +228,8 @@ class DeemProcessor(ProcessorMixin):
             raise ValueError(
                 f"`text` is one text or a list of texts, at least one; got {kind}. Leave it out for images alone."
             )
+        for row in rows:
+            check_text(row)
         return list(rows)
 
     def _places_of_marked(
@@ -254,8 +256,11 @@ class DeemProcessor(ProcessorMixin):
 
         Raises `ValueError` for what is no chat, and for what the template refuses.
         """
-        if not isinstance(conversation, (list, tuple)) or not conversation:
-            check_chat(conversation)
+        several = (
+            isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple))
+        )
+        for chat in conversation if several else [conversation]:
+            check_chat(chat)
         chats, several = self._normalize_conversations(conversation)
         given = (options.get("processor_kwargs") or {}).get("images") is not None
         beside = given or options.get("images") is not None or not options.get("tokenize")

@@ -279,6 +279,20 @@ def test_too_many_images_are_named(tiny_processor) -> None:
         {"text": "a", "mode": "i2t"},
         {"text": 3},
         {"text": "a", "prompt": ["a"]},
+        {"text": "\ud83d"},
+        {"messages": [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "a"}]},
+        {"text": "a", "images": 3},
+        {"text": "a", "images": torch.zeros(2, 3, 8, 8)},
+        {"text": "a", "mode": []},
+        {"text": "ab", "trained_spans": [(0, 3)]},
+        {"text": "ab", "trained_spans": [3]},
+        {"text": "<image>", "images": [picture()], "image_loss_mask": ["no"]},
+        {"text": "<image>", "images": [picture()], "document_starts": [99]},
+        {"text": "<image>", "images": [picture()], "region_masks": 3},
+        {"samples": []},
+        {"samples": [3]},
+        {"messages": 3},
+        {"input_ids": [BOS, START_OF_IMAGE, IMAGE, IMAGE, 20, IMAGE, IMAGE], "images": [picture()]},
         {"input_ids": []},
         {"input_ids": [1, 20, 100_000]},
         {"input_ids": [1, 2.5]},
@@ -297,8 +311,15 @@ def test_a_sample_is_checked_before_it_is_in_a_batch(tiny_processor, sample) -> 
     collator = DeemDataCollator(tiny_processor, max_length=80, max_images=2)
     with pytest.raises(ValueError, match="[Ss]ample x7"):
         collator.check({**sample, "id": "x7"})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="[Ss]ample number 0|could not be|Could not|Region mask|An (image|array) of"):
         collator([sample])
+
+
+@pytest.mark.parametrize("sample", [None, 3, "text", ["a"]])
+def test_what_is_no_sample_is_refused_in_words(collator, sample) -> None:
+    for refuse in (collator.check, lambda sample: collator([sample])):
+        with pytest.raises(ValueError, match="A sample is .*; expected a dict"):
+            refuse(sample)
 
 
 def test_sound_samples_pass_the_check(tiny_processor) -> None:
