@@ -13,8 +13,8 @@ writes below DIR, `--num` images per format:
 
 and, where they are named, the formats of the other stages, each in a folder of its name: questions (okvqa, textvqa,
 aokvqa, gqa, ocrvqa, llava), captions (karpathy, flickr30k, textcaps, paragraphs, narratives), boxes (refcoco, refcocog,
-vg), region masks (coco, partimagenet, pascalpart, refcoco_masks, refcoco+_masks, vg_masks, vcr, osprey) and rows of
-`datasets` (obelics, chats, vqa_rows).
+vg), region masks (coco, partimagenet, pascalpart, refcoco_masks, refcoco+_masks, vg_masks, vcr, osprey), rows of
+`datasets` (obelics, chats, vqa_rows), and folders of images (imagefolder, imagefolder_rows with metadata.jsonl, csv).
 
 Each folder also holds `truth.jsonl`: per image everything that is known about it. The world itself is described in
 `recipes/synthetic/scenes.py`.

@@ -2,6 +2,7 @@
 """Which reader reads which files: told by a file's name and, where that is not enough, by what stands in its beginning."""
 
 import glob
+import json
 import re
 import zipfile
 from collections.abc import Callable
@@ -13,18 +14,25 @@ from recipes.data.readers import (
     caption_files,
     conversations,
     grounding,
+    image_folders,
     question_files,
     region_dialogues,
     regions,
     rows,
 )
 from recipes.data.readers.captions import CaptionReader
+from recipes.data.readers.images import IMAGE_SUFFIXES
 from recipes.data.readers.interleaved import InterleavedReader, find_image_folder
 from recipes.data.readers.questions import QuestionReader
 from recipes.data.readers.reader import Reader
+from recipes.data.readers.row_layouts import layout_of
+from recipes.data.readers.tars import TEXT_SUFFIXES
 
 _SPLIT = re.compile(r"(?<![a-z])(train|val|test|dev)")  # validation, testdev, train2014, ...
 HEAD = 65536  # bytes of a file that are looked at
+LINES, MAX_LINE = 20, 2**26  # lines, bytes of each
+# What `datasets` writes beside rows.
+_NO_DATA = re.compile(r"dataset_info\.json|dataset_dict\.json|state\.json|cache-.*\.arrow")
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Format:
         pattern: of the file's whole name, any case.
         reader: makes the reader from files and options.
         marker: text that must stand in the file's beginning.
+        check: what else must hold of the file.
     """
 
     family: str
@@ -44,12 +53,35 @@ class Format:
     pattern: str
     reader: Callable[..., Reader]
     marker: bytes = b""
+    check: Callable[[Path], bool] | None = None
 
     def fits(self, file: Path) -> bool:
         """Return whether a file is of this format."""
         if not re.fullmatch(self.pattern, file.name, re.IGNORECASE):
             return False
-        return not self.marker or self.marker in _head(file, self.marker)
+        if self.marker and self.marker not in _head(file, self.marker):
+            return False
+        return self.check is None or self.check(file)
+
+
+def has_known_columns(file: Path) -> bool:
+    """Return whether the header of a table, or one of the first lines of JSON, tells what the rows are. True for a file
+    that cannot be read: its reader will report it."""
+    try:
+        if file.suffix.lower() in rows.TABLES:
+            return layout_of(dict.fromkeys(rows.read_header(file)[0])) is not None
+        with open(file, "rb") as lines:
+            first = [line for _ in range(LINES) if (line := lines.readline(MAX_LINE)).strip()]
+    except OSError:
+        return True
+    for line in first:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and layout_of(row) is not None:
+            return True
+    return False
 
 
 def _interleaved(files: list[Path], **options: Any) -> InterleavedReader:
@@ -58,6 +90,7 @@ def _interleaved(files: list[Path], **options: Any) -> InterleavedReader:
 
 _JSONL = r".*\.jsonl(\.zip)?"
 _JSON = r".*\.json"
+IMAGE_FOLDER = "imagefolder"
 # The first that fits.
 FORMATS = (
     Format("captions", "WebDataset caption tars (*.tar)", r".*\.tar", CaptionReader),
@@ -70,7 +103,13 @@ FORMATS = (
         caption_files.NarrativeReader,
         b'"annotator_id"',
     ),
-    Format("rows", "chats (*.jsonl with messages)", r".*\.jsonl", rows.DatasetReader, b'"messages"'),
+    Format(
+        "rows",
+        "rows of chats, questions or captions (*.jsonl, *.csv, *.tsv; imagefolder's metadata)",
+        r".*\.(jsonl|csv|tsv)",
+        rows.DatasetReader,
+        check=has_known_columns,
+    ),
     Format("rows", "rows of datasets (*.parquet, *.arrow)", r".*\.(parquet|arrow)", rows.DatasetReader),
     Format(
         "gqa", "GQA (train_balanced_questions.json)", r"\w+_(balanced|all)_questions.*\.json", question_files.GqaReader
@@ -101,6 +140,13 @@ FORMATS = (
     ),
     Format("osprey", "Osprey-724K (*.json with annotation)", _JSON, region_dialogues.OspreyReader, b'"annotation"'),
     Format("llava", "LLaVA (*.json with conversations)", _JSON, conversations.LlavaReader, b'"conversations"'),
+    # Images lie beside the annotations of most formats, so this one counts where there is no other.
+    Format(
+        IMAGE_FOLDER,
+        "folders of images (sub-folders named by what they show, or *.txt beside)",
+        rf".*\.({'|'.join(IMAGE_SUFFIXES)})",
+        image_folders.ImageFolderReader,
+    ),
 )
 READERS = {format.family: format.reader for format in FORMATS}
 WHAT = f"{', '.join(format.what for format in FORMATS)}, or a dataset of the Hub (hub:<owner>/<name>)"
@@ -131,8 +177,14 @@ def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
             )
     families: dict[str, list[Path]] = {}
     for file in sorted(files):
+        if _NO_DATA.fullmatch(file.name):
+            continue
         if (format := next((format for format in FORMATS if format.fits(file)), None)) is not None:
             families.setdefault(format.family, []).append(file)
+    if len(families) > 1:
+        families.pop(IMAGE_FOLDER, None)
+    if not families and len(files) == 1 and files[0].suffix.lower() in (".jsonl", *rows.TABLES):
+        families["rows"] = files  # its reader will tell the columns
     if not families:
         raise ValueError(f"Nothing usable among the {len(files)} files of {data!r}. Expected {WHAT}.")
     if len(families) > 1:
@@ -142,6 +194,9 @@ def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
     if family == "refcoco":
         files = _one_split_by(files)
     root = path if path.is_dir() else None
+    if family == IMAGE_FOLDER:
+        _check_images(data, files, root)
+        return family, files
     splits = {split: file for file in reversed(files) if (split := _split(file, root))}
     if len(splits) > 1:
         names = ", ".join(str(file.relative_to(root) if root else file.name) for file in splits.values())
@@ -153,6 +208,25 @@ def _split(file: Path, root: Path | None) -> str | None:
     """Return the split that a file's name tells, else that of the nearest folder below `root`."""
     names = reversed(file.relative_to(root).parts) if root else (file.name,)
     return next((match[1] for name in names if (match := _SPLIT.search(name.lower()))), None)
+
+
+def _check_images(data: str, files: list[Path], root: Path | None) -> None:
+    """Refuse several splits side by side (deeper folders, and names of files, say what an image shows), and images of which
+    nothing says what they show.
+
+    Raises:
+        ValueError: as said.
+    """
+    below = {file.relative_to(root).parts[0] for file in files if file.parent != root} if root is not None else set()
+    if len(splits := sorted(name for name in below if name.lower() in image_folders.SPLITS)) > 1:
+        raise ValueError(f"{data!r} holds images of several splits ({', '.join(splits)}). Name the folder.")
+    if len({file.parent for file in files}) == 1 and not any(
+        file.with_suffix(f".{suffix}").is_file() for file in files for suffix in TEXT_SUFFIXES
+    ):
+        raise ValueError(
+            f"Nothing usable among the images of {data!r}: nothing says what they show. Write a .txt beside each, a "
+            "metadata.jsonl of file_name and text, or put them into sub-folders named by what they show."
+        )
 
 
 def _one_split_by(files: list[Path]) -> list[Path]:

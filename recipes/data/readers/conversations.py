@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.faults import BadSample, Skip
+from recipes.data.readers.chats import SPEAKERS
 from recipes.data.readers.files import RowReader, load_json
 from recipes.data.readers.questions import question_messages
 from recipes.data.samples import content
-
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 class LlavaReader(RowReader):

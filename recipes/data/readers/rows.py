@@ -1,23 +1,19 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Rows of `datasets`, from local files or the Hub, streamed: interleaved documents, chats, questions, captions.
+"""Rows of `datasets` (local files or the Hub, streamed), of JSON lines and of tables in text.
 
-The columns tell what a row is:
-
-| columns | as in | becomes |
-|---|---|---|
-| `images`, `texts` (lists of equal length, each place one or the other) | OBELICS | a document |
-| `images`, `texts` (dicts of user and assistant) | The Cauldron | a dialogue |
-| `messages`, `images` | TRL's vision datasets | a dialogue |
-| `question`, `image`, an answer column | lmms-lab's VQA sets | a dialogue |
-| `image`, `caption` | | a caption in one of `captions.FORMS` |
-
-Images are bytes, paths (relative to the file), or what the Image feature stores; they are opened one by one, so that a
-broken one is skipped and the stream goes on.
+What a row becomes is told by its columns, see `row_layouts`. Images are bytes, paths (relative to the file, or to `images`
+beside it), data URIs, or what the Image feature stores; they are opened one by one, so that a broken one is skipped and
+the stream goes on.
 """
 
+import base64
+import binascii
+import csv
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +22,26 @@ from PIL import Image
 
 from recipes.data.faults import BadSample, DataError, LeftOut, Skip
 from recipes.data.readers.captions import caption_sample, form_suffix
+from recipes.data.readers.chats import chat_sample
 from recipes.data.readers.files import read_lines
 from recipes.data.readers.images import open_image
 from recipes.data.readers.interleaved import keep_some, spaces_removed
 from recipes.data.readers.questions import check_round, question_messages, read_answers
-from recipes.data.readers.reader import Entry, Reader, clean_text, is_missing, parse_json
-from recipes.data.samples import IMAGE, Piece, around_images, content, dialogue
+from recipes.data.readers.reader import Entry, Reader, clean_text, parse_json
+from recipes.data.readers.row_layouts import (
+    ANSWER_COLUMNS,
+    CAPTION_COLUMNS,
+    EXPECTED,
+    IMAGE_COLUMNS,
+    first_of,
+    kind_of,
+    layout_of,
+)
+from recipes.data.samples import around_images, dialogue
 
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}  # of `datasets`
-ANSWERS = ("multiple_choice_answer", "answer", "answers", "direct_answers")
+TABLES = (".csv", ".tsv")
 
 
 @dataclass(frozen=True, order=True)
@@ -51,13 +57,16 @@ class DatasetReader(Reader):
     """Rows of a dataset.
 
     Args:
-        shards: parquet, arrow or jsonl files, or those of `open_hub`.
+        shards: parquet, arrow, jsonl, csv or tsv files, or those of `open_hub`.
         image_token, reserved: special tokens that are taken out of all text.
         form: one of `captions.FORMS`, for captions.
         max_images: most images of a document.
 
+    Attributes:
+        layout: of the first row that tells, see `row_layouts.layout_of`.
+
     Raises:
-        DataError: if the first row has none of the known sets of columns.
+        DataError: if that row has none of the known sets of columns.
     """
 
     def __init__(
@@ -74,13 +83,14 @@ class DatasetReader(Reader):
         self.image_token = image_token
         self.reserved = (image_token, *reserved)
         self.form, self.max_images = form, max_images
-        self.kind = self._find_kind()
+        self.layout = self._find_layout()
+        self.kind = kind_of(self.layout)
         self.captioned = self.kind == "caption"
         if self.captioned and form != "plain":
             self.kind = "dialogue"
 
-    def _find_kind(self) -> str:
-        """Return what the rows become, as the first one says that can be read and tells.
+    def _find_layout(self) -> str:
+        """Return the layout of the first row that can be read and tells.
 
         Raises:
             DataError: if none can be read, or its columns are not known.
@@ -94,13 +104,17 @@ class DatasetReader(Reader):
                     except BadSample as bad:  # a broken line, counted when the file is read
                         fault = bad
                         continue
-                    if (kind := self._kind_of(row)) is not None:
-                        return kind
+                    if (layout := layout_of(row)) is None:
+                        raise DataError(
+                            f"The columns of {self.name} are {sorted(row)}; expected {EXPECTED}. Rename them."
+                        )
+                    if layout != "texts":
+                        return layout
             except BadSample as bad:
                 fault = bad
         if not row and fault is not None:
             raise DataError(f"No row of {self.name} can be read: {fault}. Repair or leave out these files.")
-        return self._kind_of(row) or "document"
+        return "document"
 
     @staticmethod
     def _row(row: dict[str, Any] | bytes, key: str) -> dict[str, Any]:
@@ -109,36 +123,18 @@ class DatasetReader(Reader):
             raise BadSample("row of another layout", key)
         return row
 
-    def _kind_of(self, row: dict[str, Any]) -> str | None:
-        """Return what a row becomes; None if it has texts, but none that tells. Raises DataError for unknown columns."""
-        if "texts" in row and "images" in row:
-            said = [one for one in row["texts"] or () if one is not None]
-            return None if not said else "dialogue" if isinstance(said[0], dict) else "document"
-        if "messages" in row or ("question" in row and "image" in row):
-            return "dialogue"
-        if "image" in row and "caption" in row:
-            return "caption"
-        raise DataError(
-            f"The columns of {self.name} are {sorted(row)}; expected images and texts, messages and images, question and "
-            "image with an answer, or image and caption. Rename the columns."
-        )
-
     def entries(self, shard: Path | HubShard, number: int = 0, offset: int = 0) -> Iterator[Entry]:
         """Read rows, keyed `<file>:<row number from 1>`, images undecoded; lines of `*.jsonl` unparsed."""
         folder = shard.parent if isinstance(shard, Path) else Path()
-        if isinstance(shard, Path) and shard.suffix == ".jsonl":
+        if isinstance(shard, Path) and shard.suffix.lower() in (".jsonl", ".zip"):
             # Not through `datasets`: its JSON reader ends at a broken line, and turns columns of mixed types into text.
             for entry in read_lines(shard, number, offset):
                 yield entry._replace(payload=(folder, entry.payload))
             return
-        try:
-            # By batches of one: row by row, `datasets` would leave out what it takes for other data workers' rows.
-            batches = _opened(shard).skip(number).iter(batch_size=1)
-            for index, batch in enumerate(batches, start=number):
-                row = {column: values[0] for column, values in batch.items()}
-                yield Entry(index, 0, f"{shard.name}:{index + 1}", (folder, row))
-        except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
-            raise BadSample("unreadable data file", shard.name) from error
+        table = isinstance(shard, Path) and shard.suffix.lower() in TABLES
+        rows = read_table(shard, number) if table else _read_dataset(shard, number)
+        for index, row in enumerate(rows, start=number):
+            yield Entry(index, 0, f"{shard.name}:{index + 1}", (folder, row))
 
     def make_sample(
         self, key: str, payload: tuple[Path, dict[str, Any]], rng: random.Random, skip: Skip
@@ -146,23 +142,32 @@ class DatasetReader(Reader):
         """Return one sample."""
         folder, row = payload
         row = self._row(row, key)
+        layout = layout_of(row)
+        layout = self.layout if layout == "texts" else layout
+        if layout is None or kind_of(layout) != kind_of(self.layout):  # packing, for one, needs all of one kind
+            raise BadSample("row of another layout", key)
         try:
-            if "messages" in row:
-                return self._chat(key, row, folder)
-            if self.kind == "document":
+            if layout == "chat":
+                clean = partial(clean_text, reserved=self.reserved)
+                return chat_sample(key, row, self.image_token, clean, partial(self._image, folder))
+            if layout == "document":
                 return self._document(key, row, folder, rng, skip)
-            if "texts" in row:
+            if layout == "rounds":
                 return self._rounds(key, row, folder)
-            if "question" in row:
+            if layout == "question":
                 return self._question(key, row, folder, rng)
-            caption = "" if is_missing(row["caption"]) else self._clean(row["caption"], lower=True)
-            if not caption:
-                raise BadSample("image without caption", key)
-            return caption_sample(
-                key, caption, self._image(row["image"], folder, key), self.form, rng, self.image_token
-            )
+            return self._caption(key, row, folder, rng)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise BadSample("row of another layout", key) from error
+
+    def _caption(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
+        said = read_answers(row[first_of(row, CAPTION_COLUMNS)])
+        captions = [caption for one in said if (caption := self._clean(one, lower=True))]
+        if not captions:
+            raise BadSample("image without caption", key)
+        image = self._image(folder, row[first_of(row, IMAGE_COLUMNS)], key)
+        caption = captions[0] if len(captions) == 1 else rng.choice(captions)
+        return caption_sample(key, caption, image, self.form, rng, self.image_token)
 
     def _document(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
         if isinstance(row["texts"], str) or isinstance(row["images"], str):
@@ -171,7 +176,7 @@ class DatasetReader(Reader):
         for index, (image, text) in enumerate(zip(row["images"], row["texts"], strict=True)):
             if image is not None:
                 try:
-                    pieces.append(self._image(image, folder, f"{key}/{index}"))
+                    pieces.append(self._image(folder, image, f"{key}/{index}"))
                 except BadSample as bad:
                     skip(bad.reason, bad.name)
             if text is not None:
@@ -193,7 +198,7 @@ class DatasetReader(Reader):
             raise BadSample("dialogue without a round", key)
         if not all(answer for _, answer in rounds):
             raise BadSample("question without answer", key)
-        images = [self._image(image, folder, f"{key}/{index}") for index, image in enumerate(row["images"])]
+        images = [self._image(folder, image, f"{key}/{index}") for index, image in enumerate(row["images"])]
         marks = self.image_token * len(images)
         spoken = [
             (around_images((marks if number == 0 else "") + user + "\n", self.image_token), answer)
@@ -201,48 +206,14 @@ class DatasetReader(Reader):
         ]
         return {"messages": dialogue(*spoken), "images": images, "mode": "image_to_text", "id": key}
 
-    def _chat(self, key: str, row: dict[str, Any], folder: Path) -> dict[str, Any]:
-        given = next((row[name] for name in ("images", "image") if row.get(name) not in (None, [])), [])
-        given = given if isinstance(given, list) else [given]
-        images = [self._image(image, folder, f"{key}/{index}") for index, image in enumerate(given)]
-        messages = [{"role": turn["role"], "content": self._items(turn["content"])} for turn in row["messages"]]
-        check_turns(messages, key)
-        marked = sum(item["type"] == "image" for message in messages for item in message["content"])
-        if not marked and images:  # TRL's rule: they stand before what the user says first
-            first = next(message for message in messages if message["role"] == "user")
-            first["content"] = [{"type": "image"}] * len(images) + first["content"]
-        elif marked != len(images):
-            raise BadSample("images and their places differ in number", key)
-        drawn = any(i["type"] == "image" for m in messages if m["role"] == "assistant" for i in m["content"])
-        return {
-            "messages": messages,
-            "images": images,
-            "mode": "interleaved" if drawn else "image_to_text",
-            "id": key,
-        }
-
-    def _items(self, said: Any) -> list[dict[str, Any]]:
-        if isinstance(said, str):
-            # the placeholder is a special token too: cleaned first, the text would lose its places
-            said = around_images(said, self.image_token)
-        pieces: list[Piece] = []
-        for item in said:  # rows of one schema carry every key in every item
-            if item["type"] == "image":
-                pieces.append(IMAGE)
-            elif pieces and pieces[-1] is not IMAGE:  # the chat template joins them, so they are cleaned as one
-                pieces[-1] += item["text"]
-            else:
-                pieces.append(item["text"])
-        return content(*(piece if piece is IMAGE else clean_text(piece, self.reserved) for piece in pieces))
-
     def _question(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
-        given = next((row[name] for name in ANSWERS if read_answers(row.get(name))), None)
+        given = next((row[name] for name in ANSWER_COLUMNS if read_answers(row.get(name))), None)
         answers = [answer for said in read_answers(given) if (answer := self._clean(said))]
         question, answer = self._clean(row["question"]), rng.choice(answers) if answers else None
         check_round(question, answer, key)
         return {
             "messages": question_messages(question, answer),
-            "images": [self._image(row["image"], folder, key)],
+            "images": [self._image(folder, row[first_of(row, IMAGE_COLUMNS)], key)],
             "mode": "image_to_text",
             "id": key,
         }
@@ -250,27 +221,85 @@ class DatasetReader(Reader):
     def _clean(self, text: str, lower: bool = False) -> str:
         return clean_text(text, self.reserved, lower).strip()
 
-    def _image(self, value: Any, folder: Path, name: str) -> Image.Image:
+    @staticmethod
+    def _image(folder: Path, value: Any, name: str) -> Image.Image:
+        if isinstance(value, list):
+            if len(value) != 1:
+                raise BadSample("several images in place of one", name)
+            (value,) = value
         if isinstance(value, dict):
             value = value["bytes"] if value.get("bytes") is not None else value["path"]
-        if isinstance(value, str):
-            if "://" in value:
-                raise BadSample("image is not on disk", name)
-            value = folder / value
-        return open_image(value, name)
+        if value is None or value == "":
+            raise BadSample("row without an image", name)
+        if not isinstance(value, str):
+            return open_image(value, name)
+        if value.startswith("data:"):
+            return open_image(_of_data_uri(value, name), name)
+        if "://" in value:
+            raise BadSample("image is not on disk", name)
+        places = (folder / value, folder / "images" / value)
+        return open_image(next((place for place in places if os.path.isfile(place)), places[0]), name)
 
 
-def check_turns(messages: list[dict[str, Any]], key: str) -> None:
-    """Refuse what the chat template would not take, and answers that say nothing."""
-    roles = [message["role"] for message in messages]
-    if not roles or roles[-1] != "assistant" or "user" not in roles or set(roles) - {"system", "user", "assistant"}:
-        raise BadSample("chat without a user's turn, without an answer at its end, or of other roles", key)
-    if "system" in roles[1:]:
-        raise BadSample("chat with a system's turn that is not its first", key)
-    for message in messages:
-        says = any(item["type"] == "image" or item["text"].strip() for item in message["content"])
-        if message["role"] == "assistant" and not says:
-            raise BadSample("question without answer", key)
+def _of_data_uri(uri: str, name: str) -> bytes:
+    about, _, data = uri.partition(",")
+    if not about.endswith(";base64"):
+        raise BadSample("data URI that is not base64", name)
+    try:
+        return base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadSample("broken data URI", name) from error
+
+
+def read_header(file: Path) -> tuple[list[str], str]:
+    """Return the columns of a table, and what divides its cells: tabs in `*.tsv`, else what the header has most of, commas,
+    semicolons or tabs. Raises OSError if it cannot be read."""
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        header = lines.readline()
+    divider = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    return next(csv.reader([header], delimiter=divider), []), divider
+
+
+def read_table(file: Path, number: int = 0) -> Iterator[dict[str, Any]]:
+    """Read the rows of a table with a header, from one of them on; empty cells are None.
+
+    Raises:
+        BadSample: where the rest cannot be read.
+    """
+    try:
+        # what is not utf-8 must not end the file: it costs its row, see `_sound`
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            for index, row in enumerate(csv.DictReader(lines, delimiter=read_header(file)[1])):
+                if index >= number:
+                    yield _sound(row)
+    except (OSError, csv.Error) as error:
+        raise BadSample("unreadable data file", file.name) from error
+
+
+def _sound(row: dict[Any, Any]) -> Any:
+    """Return a row of a table with None for empty cells; None if it has more cells than the header, or is not utf-8."""
+    if None in row:
+        return None
+    try:
+        "".join(value for value in row.values() if value).encode()
+    except UnicodeEncodeError:
+        return None
+    return {name: value or None for name, value in row.items()}
+
+
+def _read_dataset(shard: Path | HubShard, number: int) -> Iterator[dict[str, Any]]:
+    try:
+        dataset = _opened(shard)
+        names = {name: one for name, one in (dataset.features or {}).items() if isinstance(one, datasets.ClassLabel)}
+        # By batches of one: row by row, `datasets` would leave out what it takes for other data workers' rows.
+        for batch in dataset.skip(number).iter(batch_size=1):
+            row = {column: values[0] for column, values in batch.items()}
+            for name, label in names.items():
+                known = isinstance(row[name], int) and 0 <= row[name] < label.num_classes
+                row[name] = label.int2str(row[name]).replace("_", " ") if known else None
+            yield row
+    except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
+        raise BadSample("unreadable data file", shard.name) from error
 
 
 def open_hub(data: str) -> list[HubShard]:

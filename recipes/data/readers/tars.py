@@ -10,7 +10,7 @@ import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,6 +19,7 @@ from recipes.data.readers.images import IMAGE_SUFFIXES
 
 TEXT_SUFFIXES = ("json", "txt")
 SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
+ADDED_BY_SYSTEMS = "file that macOS or Windows has added"
 MAX_LINKS = 8  # that lead from one to the next
 # "txt", or "mask.png": what stands before the last dot is a word. So "v1.0_2.jpg" and "v1.0_3.jpg" are two samples.
 _SUFFIX = re.compile(r"([A-Za-z_]+\.)*[^.]*")
@@ -86,6 +87,11 @@ def is_whole(suffixes: set[str]) -> bool:
     return bool(suffixes & set(IMAGE_SUFFIXES)) and bool(suffixes & set(TEXT_SUFFIXES))
 
 
+def is_added_by_systems(folders: Container[str], name: str) -> bool:
+    """Return whether macOS or Windows has added a file of this name in these folders."""
+    return name.startswith("._") or name in SYSTEM_FILES or "__MACOSX" in folders
+
+
 def count_left_out(path: Path) -> Counter[str]:
     """Count the members of a tar that are no part of a sample, by the rule that leaves them out."""
     with tarfile.open(path, "r:", ignore_zeros=True) as tar:
@@ -101,8 +107,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _rule_against(member: tarfile.TarInfo) -> str | None:
     folder, name = posixpath.split(member.name)
-    if name.startswith("._") or name in SYSTEM_FILES or "__MACOSX" in folder.split("/"):
-        return "file that macOS or Windows has added"
+    if is_added_by_systems(folder.split("/"), name):
+        return ADDED_BY_SYSTEMS
     return None if member.isfile() or member.issym() or member.islnk() else "member that is no file"
 
 

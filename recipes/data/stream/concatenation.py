@@ -23,7 +23,7 @@ class Concatenator:
     """Fills a row with samples in their order as long as they fit; the first that does not fit begins the next row.
 
     Nothing is cut: a sample that fits into no row has one of its own. A row has one mode. The row that is not full at the
-    end of the stream is dropped. The methods are those of `Packer`.
+    end of the stream is given where asked for. The methods are those of `Packer`.
     """
 
     def __init__(self, settings: Concatenation) -> None:
@@ -52,8 +52,12 @@ class Concatenator:
             and document["sample"].get("mode") == both[0]["sample"].get("mode")
         )
 
-    def sequences(self) -> Iterator[dict[str, Any]]:
-        """Yield all rows that are full, as samples of `processing.DeemDataCollator`: `{"samples", "id", "mode"}`."""
+    def sequences(self, rest: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield all rows that are full, and with `rest` the one that is being filled, as samples of
+        `processing.DeemDataCollator`: `{"samples", "id", "mode"}`."""
+        if rest and self.held:
+            self.full.append(self.held)
+            self.held = []
         while self.full:
             samples = [document["sample"] for _, document in self.full.pop(0)]
             row = {"samples": samples, "id": "+".join(sample["id"] for sample in samples)}

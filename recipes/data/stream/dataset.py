@@ -16,6 +16,7 @@ from recipes.data.stream.mixture import Mixture
 from recipes.data.stream.shuffle import Place
 from recipes.data.stream.source_stream import PlacedSample, Source, SourceStream
 
+VERSION = 2  # of a saved position
 POSITION = "position"  # key of a sample, and of a batch, under which its position travels
 
 
@@ -229,6 +230,7 @@ class MixedDataset(IterableDataset):
         """
         states = {0: self._live.state_dict()} if workers == 0 and self._live is not None else dict(self.states)
         return {
+            "version": VERSION,
             "settings": self.settings(),
             "workers": max(workers, 1),
             "turn": self.turn % max(workers, 1),
@@ -267,10 +269,10 @@ class MixedDataset(IterableDataset):
         Raises:
             ValueError: if a setting is not that of the position (see `settings`), or an older version wrote it.
         """
-        if "settings" not in state:
+        if state.get("version") != VERSION:
             raise ValueError(
-                "The checkpoint's data position was written by an older version, without the settings it belongs to: "
-                "start anew in another output_dir."
+                "The checkpoint's data position was written by an older version, which counted other things: start anew in "
+                "another output_dir."
             )
         for option, now in self.settings().items():
             if (before := state["settings"].get(option)) != now:

@@ -5,6 +5,7 @@ Rules: data_and_evaluation.md section 2.4 (`random_mix` of the released DEEM dat
 draws per sample and cannot keep a micro-batch within one source, hence this class.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,7 +23,8 @@ class Mixture:
         sources: iterables; iterating one again goes on with an unfinished pass, or starts the next.
         probabilities: one positive weight per source; need not sum to 1.
         batch_size: samples per draw: those of a micro-batch, or 1 to draw for every sample. A last, incomplete
-            micro-batch of a source is left out: it would shift every later micro-batch across two sources.
+            micro-batch of a source is left out: it would shift every later micro-batch across two sources. Where a whole
+            pass has fewer samples than a micro-batch, those of the next passes fill it.
         generator: the only source of chance.
         stopping: `"longest"` restarts an exhausted source and ends when every source was exhausted once, `"sum"` takes
             an exhausted source out and ends with the last one, `"shortest"` ends at the first exhaustion.
@@ -31,7 +33,7 @@ class Mixture:
     Raises:
         ValueError: for unequal numbers of sources and weights, weights that cannot be drawn from, or an unknown stopping
             rule.
-        DataError: while iterating, for a source that has no whole micro-batch (it could be restarted for ever).
+        DataError: while iterating, for a source that has no sample (it could be restarted for ever).
     """
 
     def __init__(
@@ -56,28 +58,29 @@ class Mixture:
         self.account = account
         self.batches_of_round = [0] * len(sources)
         self.exhausted = [False] * len(sources)
+        self.used_up = [False] * len(sources)  # its last micro-batch ended its pass
 
     def __iter__(self) -> Iterator[Any]:
-        running = [self._batches(source) for source in self.sources]
+        running = [self._batches(index) for index in range(len(self.sources))]
         while True:
             index = self._draw()
-            batch = next(running[index], None)
+            batch = None if self.used_up[index] else next(running[index], None)
             if batch is not None:
                 self.batches_of_round[index] += 1
                 yield from batch
                 continue
+            self.used_up[index] = False
             if not self.batches_of_round[index]:
                 raise DataError(
-                    f"Data source {index} ({self.sources[index]}) has no {self.batch_size} usable samples for one "
-                    "micro-batch: give more data, fewer data workers, or a smaller per_device_train_batch_size or "
-                    f"packed length.{self.account(index)}"
+                    f"Data source {index} ({self.sources[index]}) has no usable sample: give data that can be "
+                    f"read.{self.account(index)}"
                 )
             # The draw that finds a source exhausted yields nothing.
             self.exhausted[index] = True
             if self.stopping == "shortest" or all(self.exhausted):
                 return
             if self.stopping == "longest":
-                running[index], self.batches_of_round[index] = self._batches(self.sources[index]), 0
+                running[index], self.batches_of_round[index] = self._batches(index), 0
             else:
                 self.weights[index] = 0.0
 
@@ -86,13 +89,22 @@ class Mixture:
         index = int(torch.searchsorted(cumulative, torch.rand(1, generator=self.generator)))
         return min(index, len(self.sources) - 1)  # rounding can leave the last cumulative value just below 1
 
-    def _batches(self, source: Iterable[Any]) -> Iterator[list[Any]]:
+    def _batches(self, index: int) -> Iterator[list[Any]]:
+        """Yield the micro-batches of one pass, and one of several passes where it has none."""
         batch: list[Any] = []
-        for sample in source:
-            batch.append(sample)
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
+        for number in itertools.count():
+            before = len(batch)
+            for sample in self.sources[index]:
+                batch.append(sample)
+                if len(batch) == self.batch_size:
+                    self.used_up[index] = number > 0
+                    yield batch
+                    if number:
+                        return
+                    batch = []
+            # the first may have been the end of an unfinished pass
+            if self.batches_of_round[index] or (number and len(batch) == before):
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position between two micro-batches, without that of the sources."""
@@ -100,6 +112,7 @@ class Mixture:
             "weights": self.weights.clone(),
             "batches_of_round": list(self.batches_of_round),
             "exhausted": list(self.exhausted),
+            "used_up": list(self.used_up),
             "generator": self.generator.get_state(),
         }
 
@@ -107,4 +120,5 @@ class Mixture:
         """Take up a saved position; the sources take up theirs themselves."""
         self.weights = state["weights"].clone()
         self.batches_of_round, self.exhausted = list(state["batches_of_round"]), list(state["exhausted"])
+        self.used_up = list(state["used_up"])
         self.generator.set_state(state["generator"])

@@ -50,12 +50,12 @@ class Packing:
             )
 
     def cut(self, input_ids: list[int]) -> tuple[int, bool]:
-        """Find where the first sequence of `input_ids` (at least `length` tokens) ends.
+        """Find where the first sequence of `input_ids` ends, at the latest behind `length` tokens.
 
         Returns:
             The number of tokens of the sequence, always >= 1, and whether an image that did not fit was cut off.
         """
-        end = self.length
+        end = min(self.length, len(input_ids))
         starts = [i for i in range(end) if input_ids[i] == self.start_of_image_token_id]
         complete = input_ids[:end].count(self.image_token_id) // self.num_image_tokens
         if 0 < self.max_images < complete:
@@ -88,7 +88,7 @@ class Packing:
 class Packer:
     """Concatenates documents and cuts them into sequences.
 
-    Sequences without an image are dropped, and so is the tail of the stream that fills no sequence.
+    Sequences without an image are dropped. The tail of the stream, which fills no sequence, is given where asked for.
     """
 
     def __init__(self, packing: Packing) -> None:
@@ -114,15 +114,15 @@ class Packer:
         self.images += [(image, document["id"]) for image in document["images"]]
         self.documents.append((place, len(document["input_ids"]), num_units))
 
-    def sequences(self) -> Iterator[dict[str, Any]]:
-        """Cut off all sequences that are full.
+    def sequences(self, rest: bool = False) -> Iterator[dict[str, Any]]:
+        """Cut off all sequences that are full, and with `rest` the last one, which is not.
 
         Yields:
             dicts with `input_ids` (at most `packing.length`), `images`, `document_starts` (one per image), `id` (the
             documents the images come from, joined by "+") and `is_truncated` (an image that did not fit was cut off and
             opens the next sequence).
         """
-        while len(self.tokens) >= self.packing.length:
+        while len(self.tokens) >= (1 if rest else self.packing.length):
             end, is_truncated = self.packing.cut(self.tokens)
             sequence, self.tokens = self.tokens[:end], self.tokens[end:]
             document_starts = self.packing.document_starts(sequence)

@@ -75,6 +75,7 @@ class ReaderPass:
         self.shard = 0  # the shard being read
         self.told: set[str] = set()  # unforeseen faults that were logged
         self.last: tuple[int, int] | None = None  # (number, offset) of the last entry read from it
+        self.taken = self.given = 0  # entries of which a sample was to be made, and was
         self.buffer: list[tuple[Place, Entry]] = []
         self.places = np.zeros((shuffle_buffer + 1, 3), np.int64)  # of what is in the buffer, ready to be saved
 
@@ -84,6 +85,7 @@ class ReaderPass:
             shard = self.shards[place[0]]
             at = f"{shard}:{entry.number}"  # files of several folders may have one name
             self.report.take(source, shard.name)
+            self.taken += 1
             try:
                 sample = self.make_sample(entry, lambda reason, name, at=at: self._skip(reason, name, at))
             except LeftOut as left_out:
@@ -96,6 +98,7 @@ class ReaderPass:
                 raise
             else:
                 self.report.read(source)
+                self.given += 1
                 yield place, sample
 
     def _skip(self, reason: str, name: str, at: str) -> None:
@@ -183,6 +186,8 @@ class ReaderPass:
             "shards": self._fingerprint(),
             "shard": self.shard,
             "last": self.last,
+            "taken": self.taken,
+            "given": self.given,
             "buffer": torch.from_numpy(self.places[: len(self.buffer)].copy()),
             "rng": self.rng.getstate(),
         }
@@ -199,6 +204,7 @@ class ReaderPass:
                 "there for this process). Restore them, or start anew in another output_dir."
             )
         self.shard, self.last = state["shard"], state["last"]
+        self.taken, self.given = state["taken"], state["given"]
         self.rng.setstate(state["rng"])
         places = [tuple(place) for place in state["buffer"].tolist()]
         found = self.fetch(places)

@@ -17,6 +17,9 @@ from recipes.data.stream.packing import Packer, Packing, group_captions, limit_c
 from recipes.data.stream.shuffle import Place, ReaderPass
 from recipes.data.stream.steps import flip_images, limit_rounds, tokenize
 
+WHOLE = (0, 1)  # the share of a process that reads everything
+FEW, MAX_EMPTY_PASSES = 100, 30  # entries; passes over so few of them that give nothing
+
 
 @dataclass(frozen=True)
 class Source:
@@ -74,13 +77,18 @@ class PlacedSample(NamedTuple):
 
 class SourceStream:
     """The passes of one process over a source. Iterating goes on with an unfinished pass, or starts the next; each pass
-    has an order of its own."""
+    has an order of its own.
+
+    Small data train too: a pass that fills no sequence gives what there is of one; a process whose share holds no entry
+    reads all of them, as others do; and where chance leaves out all of a few entries, the next pass follows.
+    """
 
     def __init__(self, source: Source, report: DataReport, share: tuple[int, int]) -> None:
         self.source, self.report, self.share = source, report, share
         self.epoch = 0
         self.reader_pass: ReaderPass | None = None
         self.packer: Packer | Concatenator | None = None
+        self.filled = False  # a sequence, in this pass
 
     def __str__(self) -> str:
         return self.source.reader.name
@@ -88,15 +96,35 @@ class SourceStream:
     def __iter__(self) -> Iterator[PlacedSample]:
         if self.reader_pass is None:
             self._begin()
+        yield from self._samples()
+        if not self.reader_pass.taken and self.share != WHOLE:
+            self.share = WHOLE
+            self._begin()
+            yield from self._samples()
+        for _ in range(MAX_EMPTY_PASSES):
+            if self.reader_pass.given or not 0 < self.reader_pass.taken < FEW:
+                break
+            self.restart()
+            self._begin()
+            yield from self._samples()
+        self.restart()
+
+    def _samples(self) -> Iterator[PlacedSample]:
         if self.packer is None:
             for place, sample in self.reader_pass:
                 yield PlacedSample(self, self.epoch, place, sample)
-        else:
-            yield from map(self._grouped, self.packer.sequences())  # a resumed pass may hold some
-            for place, document in self.reader_pass:
-                self.packer.add(document, place)
-                yield from map(self._grouped, self.packer.sequences())
-        self.restart()
+            return
+        yield from self._sequences()  # a resumed pass may hold some
+        for place, document in self.reader_pass:
+            self.packer.add(document, place)
+            yield from self._sequences()
+        if not self.filled:
+            yield from map(self._grouped, self.packer.sequences(rest=True))
+
+    def _sequences(self) -> Iterator[PlacedSample]:
+        for sequence in self.packer.sequences():
+            self.filled = True
+            yield self._grouped(sequence)
 
     def restart(self) -> None:
         """Leave the present pass, if there is one; the next iteration starts another."""
@@ -104,7 +132,7 @@ class SourceStream:
             self.reader_pass, self.packer, self.epoch = None, None, self.epoch + 1
 
     def _begin(self) -> None:
-        self.reader_pass = self._pass(self.epoch)
+        self.reader_pass, self.filled = self._pass(self.epoch), False
         packing = self.source.packing
         kind = Concatenator if isinstance(packing, Concatenation) else Packer
         self.packer = None if packing is None else kind(packing)
@@ -141,14 +169,18 @@ class SourceStream:
             "epoch": self.epoch,
             "records": None if self.reader_pass is None else self.reader_pass.state_dict(),
             "packer": None if self.packer is None else self.packer.state_dict(),
+            "filled": self.filled,
+            "whole": self.share == WHOLE,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved position. Raises DataError if the data is not that of the checkpoint."""
         self.epoch = state["epoch"]
+        self.share = WHOLE if state["whole"] else self.share
         if state["records"] is None:
             return
         self._begin()
+        self.filled = state["filled"]
         self.reader_pass.load_state_dict(state["records"])
         if self.packer is not None:
             places = [tuple(place) for place in state["packer"]["places"]]

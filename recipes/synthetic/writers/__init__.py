@@ -10,6 +10,7 @@ from recipes.synthetic.vocabulary import HELD_OUT
 from recipes.synthetic.writers.captions import (
     write_caption_tars,
     write_flickr30k,
+    write_image_folder,
     write_karpathy,
     write_narratives,
     write_paragraphs,
@@ -48,6 +49,7 @@ __all__ = [
     "write_flickr30k",
     "write_formats",
     "write_gqa",
+    "write_image_folder",
     "write_karpathy",
     "write_llava",
     "write_mmc4",
@@ -96,6 +98,9 @@ MORE_FORMATS = {
     "obelics": write_obelics,
     "chats": write_chats,
     "vqa_rows": write_vqa_rows,
+    "imagefolder": write_image_folder,
+    "imagefolder_rows": partial(write_image_folder, table="jsonl"),
+    "csv": partial(write_image_folder, table="csv"),
 }
 
 

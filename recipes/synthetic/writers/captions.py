@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Write captioned images: tars of img2dataset, and the files of COCO, Flickr30k, TextCaps and others."""
 
+import csv
 import io
 import json
 import tarfile
@@ -45,6 +46,29 @@ def write_caption_tars(
         if tar is not None:
             tar.close()
     write_lines(folder / "truth.jsonl", truth)
+
+
+def write_image_folder(folder: str | Path, world: World, num: int, start: int = 0, table: str | None = None) -> None:
+    """Write a folder of images as people have it: in sub-folders named by the main object's kind, or with a table of
+    captions beside.
+
+    Args:
+        table: `"jsonl"` (`metadata.jsonl` of file_name and text, as `datasets` has it) or `"csv"` (`captions.csv` of image and
+            caption); None for sub-folders.
+    """
+    folder, rows = Path(folder), []
+
+    def name_of(number: int) -> str:
+        place = "images" if table else world.scene(start + number - 1).main.kind.replace(" ", "_")
+        return f"{place}/{number:05d}.jpg"
+
+    for number, scene in write_images(folder, world, num, start, "image folder", name_of):
+        rows.append((name_of(number), scene.caption("medium")))
+    if table == "jsonl":
+        write_lines(folder / "metadata.jsonl", [{"file_name": name, "text": caption} for name, caption in rows])
+    elif table == "csv":
+        with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("image", "caption"), *rows])
 
 
 def write_karpathy(folder: str | Path, world: World, num: int, start: int = 0) -> None:

@@ -55,12 +55,17 @@ def regions_of(row: Any) -> int:
     return len(row["regions"]) if isinstance(row, dict) and "regions" in row else 1
 
 
+ROWS: dict[str, Callable[[Path], int]] = {
+    ".jsonl": lines,
+    ".csv": lambda file: lines(file) - 1,
+    ".parquet": lambda file: pyarrow.parquet.read_table(file).num_rows,
+}
 RECORDS: dict[str, Callable[[Path], int]] = {  # family -> how many records a file holds
     "captions": samples_of_tar,
     "interleaved": lines,
     "vcr": lines,
     "narratives": lines,
-    "rows": lambda file: lines(file) if file.suffix == ".jsonl" else pyarrow.parquet.read_table(file).num_rows,
+    "rows": lambda file: ROWS[file.suffix](file),
     "questions": lambda file: len(load(file)["questions"]),
     "textvqa": lambda file: len(load(file)["data"]),
     "textcaps": lambda file: len(load(file)["data"]),
@@ -75,6 +80,7 @@ RECORDS: dict[str, Callable[[Path], int]] = {  # family -> how many records a fi
     "ocrvqa": lambda file: sum(map(questions_of, load(file).values())),
     "vg": lambda file: sum(map(regions_of, load(file))),
     "refcoco": lambda file: len(pickle.loads(file.read_bytes())),
+    "imagefolder": lambda file: 1,
 }
 LISTS = ("questions", "data", "annotations", "images")  # where the rows of a file are
 
@@ -93,6 +99,8 @@ def spoil(file: Path) -> None:
         else:
             (rows if isinstance(rows, list) else next(rows[n] for n in LISTS if n in rows)).extend(strange)
         file.write_text(json.dumps(rows))
+    elif file.suffix == ".csv":
+        file.write_bytes(file.read_bytes() + b"gone.jpg,a car\n,\na.jpg,a,b\na.jpg,\xff\n")
     elif file.suffix == ".tar":
         with tarfile.open(file, "a") as tar:
             for name in ("a.txt", "b.jpg", "c.heic", "d"):

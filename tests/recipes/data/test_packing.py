@@ -212,6 +212,13 @@ def test_bad_mixing_settings(probabilities, stopping, message):
         draw([["a"], ["b"]], probabilities, stopping)
 
 
-def test_a_source_smaller_than_a_micro_batch_is_an_error_not_an_endless_loop():
-    with pytest.raises(ValueError, match="no 4 usable samples"):
-        draw([["a"] * 3], [1], "longest", batch_size=4)
+def test_an_empty_source_is_an_error_not_an_endless_loop():
+    with pytest.raises(ValueError, match=r"Data source 1 \(\[\]\) has no usable sample: give data"):
+        draw([["a"] * 3, []], [1, 1], "longest", batch_size=4)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("stopping", ["sum", "longest", "shortest"])
+def test_passes_fill_a_micro_batch_that_one_alone_cannot(number, stopping):
+    drawn = draw([list(range(number))], [1], stopping, batch_size=4)
+    assert drawn == (list(range(number)) * 4)[:4]

@@ -296,7 +296,7 @@ def test_rounds_of_the_cauldron_and_captions(world, tmp_path):
     file = write_parquet(tmp_path / "b" / "0.parquet", [{"image": image, "caption": "A Shape"}])
     (plain,), (drawn,) = read(file, "rows")[0], read(file, "rows", form="draw")[0]
     assert plain["text"].replace("<image>", "") == "a shape" and drawn["mode"] == "text_to_image"
-    with pytest.raises(DataError, match=r"columns of .* are \['photo'\]; expected images and texts"):
+    with pytest.raises(DataError, match=r"columns of .* are \['photo'\]; expected messages or conversations"):
         rows.DatasetReader([write_parquet(tmp_path / "c" / "0.parquet", [{"photo": image}])])
 
 
@@ -328,7 +328,7 @@ def data_of(world: Path, name: str) -> str:
 
 @pytest.mark.parametrize("name", list(MORE_FORMATS))
 def test_every_format_trains_and_goes_on_where_it_was(world, tiny_processor, name):
-    packed = name in (*CAPTION_SETS, "obelics")
+    packed = name in (*CAPTION_SETS, "obelics", "imagefolder", "imagefolder_rows", "csv")
     options = {"pack_length": 150 if packed else 0, "shuffle_buffer": 7}
     data = DataArguments(data=[data_of(world, name)], **options)
     whole = build_dataset(data, tiny_processor, 2, 0)[0]

@@ -171,7 +171,7 @@ def test_a_source_that_gives_nothing_says_why(tiny_processor, tmp_path):
     data = DataArguments(data=[str(tmp_path / "tars")], pack_length=0, max_skipped=1.0)
     dataset = build_dataset(data, tiny_processor, 2, 0)[0]
     with pytest.raises(
-        DataError, match=r"no 2 usable samples .*So far were read from it: 0 samples.*10 x broken json \(e.g. "
+        DataError, match=r"no usable sample: .*So far were read from it: 0 samples.*10 x broken json \(e.g. "
     ) as e:
         list(islice(dataset, 2))
     assert "10 x empty image" in str(e.value) and "10 x image too large" in str(e.value)
