@@ -267,6 +267,34 @@ def test_parts_of_generation_export(model, dynamic: bool) -> None:
     assert not torch.allclose(blind["logits"], expected["logits"], atol=1e-3)
 
 
+def test_parts_of_generation_run_in_onnxruntime(model) -> None:
+    """The same parts, run by ONNX Runtime; by name, each input gets the tensor that is meant (docs/serving.md)."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is installed apart (docs/serving.md)")
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+    from transformers.exporters.utils import decompose_for_generation, decompose_multimodal, get_leaf_tensors
+
+    batch = left("bttitt", "bttitt")
+    exporter = OnnxExporter()
+    for name, (module, inputs) in {
+        **decompose_multimodal(model, batch),
+        **decompose_for_generation(model, batch),
+    }.items():
+        with torch.no_grad():
+            expected = get_leaf_tensors(module(**copy.deepcopy(inputs)))
+            exported = exporter.export(module, copy.deepcopy(inputs), config=OnnxConfig())
+        found = get_leaf_tensors(exported(**copy.deepcopy(inputs)))
+        assert found.keys() == expected.keys() and found, name
+        for key in found:
+            torch.testing.assert_close(
+                torch.as_tensor(found[key]),
+                expected[key],
+                rtol=1e-3,
+                atol=1e-4,
+                msg=lambda text, key=key: f"{name} {key}: {text}",
+            )
+
+
 # ---- going on from a cache -------------------------------------------------------------------------------------------
 
 
