@@ -24,7 +24,7 @@ from .attention_deem import DeemFeatureSynchronizer, DeemImageAttention
 from .configuration_deem import DeemConfig
 from .denoiser_deem import DeemFusionBlock
 from .perceiver_deem import DeemPerceiver
-from .vision_deem import DeemVisionTower
+from .vision_deem import DeemVisionTower, has_attention
 
 logger = logging.get_logger(__name__)
 
@@ -102,6 +102,15 @@ class DeemPreTrainedModel(PreTrainedModel):
                 if file.stem not in ("adapters_deem", "training_deem"):  # no model runs them
                     digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
             path.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in transformers; one name for the whole model is set where it applies: ConvNeXt attends to nothing."""
+        if isinstance(attn_implementation, str):
+            towers = [module for module in self.modules() if isinstance(module, DeemVisionTower)]
+            left_out = {"vision_config" for one in towers if not has_attention(type(one.encoder), attn_implementation)}
+            parts = {"", *self.config.sub_configs} - left_out
+            attn_implementation = dict.fromkeys(parts, attn_implementation)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
         # Image features reach the layers beside their positional arguments, where reentrant checkpointing loses their

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel
+from transformers import MODEL_MAPPING, AutoModel
 from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 from transformers.utils import ModelOutput
 
@@ -82,6 +82,12 @@ def is_staged(vision_config) -> bool:
             f"and as plain ViTs {', '.join(sorted(PLAIN_ENCODERS))}."
         )
     return kind in STAGED_ENCODERS
+
+
+def has_attention(model_class: type, name: str | None) -> bool:
+    """Whether a class of models has an implementation of attention by that name ("sdpa", "flash_attention_2", ...)."""
+    flags = {"sdpa": "_supports_sdpa", "flash": "_supports_flash_attn", "flex": "_supports_flex_attn"}
+    return all(getattr(model_class, flag) for kind, flag in flags.items() if kind in (name or ""))
 
 
 def stage_widths(vision_config) -> list[int]:
@@ -197,6 +203,8 @@ class DeemVisionTower(nn.Module):
         size, vision_config = config.feature_size, config.vision_config
         self.simple_pyramid = None if is_staged(vision_config) else DeemSimplePyramid(vision_config.hidden_size)
         widths = stage_widths(vision_config) if self.simple_pyramid is None else self.simple_pyramid.widths
+        if not has_attention(MODEL_MAPPING[type(vision_config)], vision_config._attn_implementation):
+            vision_config._attn_implementation_internal = None  # asked of the whole model, and set where it applies
         self.encoder = AutoModel.from_config(vision_config)
         self.level_projections = nn.ModuleList(nn.Linear(width, size) for width in widths)
         self.pooled_projection = nn.Linear(widths[-1], size)

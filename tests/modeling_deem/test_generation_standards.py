@@ -291,7 +291,7 @@ def test_parts_of_generation_run_in_onnxruntime(model) -> None:
                 expected[key],
                 rtol=1e-3,
                 atol=1e-4,
-                msg=lambda text, key=key: f"{name} {key}: {text}",
+                msg=lambda text, key=f"{name} {key}": f"{key}: {text}",
             )
 
 

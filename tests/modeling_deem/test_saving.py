@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from deem_fixtures import (
     tensors_of,
+    tiny_batch,
     tiny_model,
 )
+from family_fixtures import vision_config
 
 from modeling_deem import DeemForConditionalGeneration
 
@@ -71,3 +73,20 @@ def test_a_second_save_equals_the_first(tmp_path) -> None:
         return [line for line in lines if '"dtype"' not in line]  # transformers notes it on loading
 
     assert config("first") == config("second")
+
+
+def test_one_name_of_attention_is_set_where_it_applies(tmp_path) -> None:
+    """ConvNeXt has none, and keeps that; CLIP and Llama have it."""
+    for encoder in ("convnext", "clip_vision_model"):
+        model = tiny_model(vision_config=vision_config(encoder))
+        model.save_pretrained(tmp_path / encoder)
+        sets = DeemForConditionalGeneration.from_pretrained(tmp_path / encoder, attn_implementation="eager")
+        given = DeemForConditionalGeneration.from_pretrained(tmp_path / encoder, attn_implementation="sdpa")
+        sets.set_attn_implementation("sdpa")
+        for one in (sets, given):
+            assert one.model.language_model.config._attn_implementation == "sdpa"
+            own = one.model.vision_tower.encoder.config._attn_implementation
+            assert own == ("sdpa" if encoder == "clip_vision_model" else "eager")
+        batch = tiny_batch("btitt", targets=False)
+        with torch.no_grad():
+            torch.testing.assert_close(sets(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
