@@ -23,7 +23,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_reading_deem import read_image, to_rgb, upright
+from .image_reading_deem import as_array, read_image, to_rgb, upright
 
 _HALF = (0.5, 0.5, 0.5)  # mean and std that take [0, 1] to [-1, 1]
 
@@ -113,8 +113,14 @@ class DeemImageProcessorMixin:
             return read_image(images)
         if isinstance(images, PIL.Image.Image):
             return images
-        if not is_valid_image(images) or images.ndim not in (2, 3, 4) or 0 in images.shape:
-            kind = f"an array of shape {tuple(images.shape)}" if is_valid_image(images) else type(images).__name__
+        valid = is_valid_image(images)
+        if (
+            not valid
+            or images.ndim not in (2, 3, 4)
+            or 0 in images.shape
+            or as_array(images[:1]).dtype.kind not in "biuf"
+        ):
+            kind = f"an array of {images.dtype} of shape {tuple(images.shape)}" if valid else type(images).__name__
             raise ValueError(
                 f"Got {kind} for an image. Give a PIL image, an array or tensor of one image (height, width, channels) "
                 "or of several, a path, URL, base64 text or the bytes of an image file, or lists of these."
@@ -144,7 +150,7 @@ class DeemImageProcessorMixin:
             target_size = SizeDict(**get_size_dict(target_size, param_name="target_size"))
         kwargs["target_size"] = target_size
         for name in ("size", "target_size"):
-            if kwargs[name] is not None and not (kwargs[name].height and kwargs[name].width):
+            if kwargs[name] is not None and min(kwargs[name].height or 0, kwargs[name].width or 0) < 1:
                 raise ValueError(
                     f"`{name}` needs a height and a width, got {dict(kwargs[name])}. Write for instance "
                     f"`{name}={{'height': 256, 'width': 256}}`."
@@ -204,7 +210,7 @@ class DeemImageProcessorMixin:
         masks = []
         for index, (mask, size) in enumerate(zip(flat, image_sizes, strict=True)):
             if mask is not None:
-                mask = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
+                mask = as_array(mask)
                 mask = mask.squeeze() if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[-1]) else mask
                 if mask.shape != size:
                     raise ValueError(
@@ -307,6 +313,7 @@ class DeemImageProcessorPil(DeemImageProcessorMixin, PilBackend):
         **kwargs: Unpack[DeemImageProcessorKwargs],
     ) -> PIL.Image.Image | np.ndarray:
         """One image -> upright RGB as a PIL image; without `do_convert_rgb`, or of floats, `(C, H, W)` arrays."""
+        image = image if isinstance(image, PIL.Image.Image) else as_array(image)
         image = self._upright_rgb(image, do_convert_rgb, do_rescale, input_data_format)
         if isinstance(image, PIL.Image.Image) and image.mode == "RGB":
             return image  # no way through an array and back: PIL resizes it

@@ -233,11 +233,16 @@ def _eight_bits_of_sixteen(array: np.ndarray) -> np.ndarray:
     return eight
 
 
+def as_array(image: Any) -> np.ndarray:
+    """A tensor on any device, a PIL image or what NumPy takes as an array of the same type (bfloat16 as float32)."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    return np.asarray(image)
+
+
 def _array_to_image(array: Any, channels_first: bool | None) -> PIL.Image.Image:
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
-    array = _channels_last(np.asarray(array), channels_first)
+    array = _channels_last(as_array(array), channels_first)
     check_size(array.shape[1], array.shape[0])
     channels = array.shape[2]
     array = np.ascontiguousarray(_as_eight_bits(array))
@@ -288,4 +293,14 @@ def _as_eight_bits(array: np.ndarray) -> np.ndarray:
     )
 
 
-__all__ = ["MAX_PIXELS", "MAX_PROPORTION", "check_size", "decode", "open_file", "read_image", "to_rgb", "upright"]
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_PROPORTION",
+    "as_array",
+    "check_size",
+    "decode",
+    "open_file",
+    "read_image",
+    "to_rgb",
+    "upright",
+]

@@ -199,6 +199,8 @@ def test_ordinary_arguments_are_honored() -> None:
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a height and a width"):
         DeemImageProcessorPil(size={"shortest_edge": 32})
+    with pytest.raises(ValueError, match="needs a height and a width"):
+        DeemImageProcessorPil(size=-3)
     with pytest.raises(ValueError, match="square"):
         DeemImageProcessorPil(size={"height": 32, "width": 64}, do_center_crop=True)(picture(50, 70))
     with pytest.raises(ValueError, match="Leave `crop_size` out"):

@@ -239,6 +239,8 @@ def test_floats_that_are_not_rescaled_stay_as_fine_as_they_are(seen) -> None:
         np.full((8, 8, 3), 256),
         np.full((8, 8, 3), -1),
         np.full((8, 8, 3), 1j),
+        np.full((8, 8, 3), "a"),
+        np.full((8, 8, 3), None),
         np.full((8, 8, 5), 7, np.uint8),
         np.full((0, 8, 3), 7, np.uint8),
         np.full((8, 0, 3), 7, np.uint8),
