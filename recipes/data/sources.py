@@ -1,7 +1,10 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """`--data` -> one endless stream of samples: finds out what a folder or glob holds, reads, packs and mixes it."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import ProcessorMixin
 
@@ -15,6 +18,7 @@ from recipes.data.stream.dataset import MixedDataset
 from recipes.data.stream.packing import Packing
 from recipes.data.stream.source_stream import Source
 
+LONGEST = 4096  # tokens of a sample for itself, the context of the published model
 REGION_FAMILIES = ("regions", "vcr", "osprey")  # what region_template applies to
 # How often a family is drawn when no probabilities are given: the paper's 2:1 of documents to captions.
 DEFAULT_WEIGHTS = {"interleaved": 2.0}  # 1 for the others
@@ -26,6 +30,13 @@ class DataArguments:
 
     data: list[str] = field(
         default_factory=list, metadata={"help": f"Folders, files or globs, each one source of one format: {WHAT}."}
+    )
+    image_folders: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Folders that rows of chats, questions and captions may name images in, besides those of --data itself; "
+            "names that lead elsewhere are not opened."
+        },
     )
     data_probs: list[float] | None = field(
         default=None, metadata={"help": "How often each source is drawn; default 2 for documents, 1 for the others."}
@@ -71,7 +82,10 @@ class DataArguments:
     )
     max_length: int = field(
         default=0,
-        metadata={"help": "Most tokens of a dialogue; its last rounds are left out, 0 = no limit but pack_length."},
+        metadata={
+            "help": "Most tokens of a dialogue; its last rounds are left out. 0 = pack_length; without that samples of more "
+            f"than {LONGEST} tokens (or what the tokenizer names) are skipped."
+        },
     )
     region_template: str = field(
         default="chat",
@@ -83,8 +97,12 @@ class DataArguments:
     max_images: int = field(default=15, metadata={"help": "Most images per packed sequence; -1 = no cap."})
 
 
-def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain") -> tuple[str, Reader]:
+def make_reader(
+    data: str, processor: ProcessorMixin, caption_form: str = "plain", image_folders: Sequence[str] = ()
+) -> tuple[str, Reader]:
     """Make the reader for a folder, file or glob, and return it behind its family.
+
+    Rows may name images in the folder of their file, in `data` where that is a folder, and in `image_folders`.
 
     The reader's name is `data`, so that two sources in one folder are told apart, with the form of its captions unless
     plain.
@@ -97,10 +115,13 @@ def make_reader(data: str, processor: ProcessorMixin, caption_form: str = "plain
         "image_token": processor.image_token,
         "reserved": special_tokens(processor),
     }
+    own = [data] if os.path.isdir(os.path.expanduser(data)) else []
     reader = READERS[family](files, **tokens)
     if caption_form != "plain" and reader.captioned:
         reader = READERS[family](files, **tokens, form=caption_form)
         data += form_suffix(caption_form)
+    if isinstance(reader, DatasetReader):
+        reader.image_folders = tuple(Path(folder).expanduser() for folder in (*own, *image_folders))
     reader.name = data
     return family, reader
 
@@ -135,7 +156,7 @@ def build_dataset(
     _check_sources(arguments)
     sources, weights = [], []
     for number, data in enumerate(arguments.data):
-        family, reader = make_reader(data, processor, caption_forms[0])
+        family, reader = make_reader(data, processor, caption_forms[0], arguments.image_folders)
         if arguments.data_probs is not None:
             weight = arguments.data_probs[number]
         elif arguments.data_weights == "equal":
@@ -144,7 +165,7 @@ def build_dataset(
             weight = count_entries(reader) ** (0.5 if arguments.data_weights == "sqrt" else 1.0)
         readers = [reader]
         if reader.captioned:
-            readers += [make_reader(data, processor, form)[1] for form in caption_forms[1:]]
+            readers += [make_reader(data, processor, form, arguments.image_folders)[1] for form in caption_forms[1:]]
         for one in readers:
             one.name = _distinct(one.name, {source.reader.name for source in sources})
             packing = _packing(arguments, one, processor)
@@ -158,6 +179,7 @@ def build_dataset(
                     max_skipped=arguments.max_skipped,
                     flip=arguments.random_flip and (one.captioned or one.kind == "document"),
                     max_length=_max_length(arguments, packing),
+                    longest=0 if packing or arguments.max_length else _longest(processor),
                     group_prob=arguments.caption_group_prob if one.kind == "caption" else 0.0,
                     released_template=arguments.region_template == "released" and family in REGION_FAMILIES,
                 )
@@ -205,6 +227,11 @@ def _max_length(arguments: DataArguments, packing: Packing | Concatenation | Non
     if isinstance(packing, Concatenation):
         return min(arguments.max_length or packing.length, packing.length) - 1  # bos
     return arguments.max_length if packing is None else 0
+
+
+def _longest(processor: ProcessorMixin) -> int:
+    """Return the most tokens of a sample where no option says it: some tokenizers name a length without meaning."""
+    return min(processor.tokenizer.model_max_length, LONGEST)
 
 
 def _distinct(name: str, taken: set[str]) -> str:

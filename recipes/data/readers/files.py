@@ -113,7 +113,7 @@ class AnnotationReader(Reader):
         for name in names:
             for place in places:
                 # `os.path.isfile` is False, too, for names that no file can have
-                if os.path.isfile(place / name) and _is_below(place / name, place, *searched):
+                if os.path.isfile(place / name) and is_below(place / name, place, *searched):
                     self._folder[folder] = place
                     return place / name
         raise BadSample("missing image", str(names[0])[:200])
@@ -170,7 +170,7 @@ class LineReader(AnnotationReader):
         return super().make_sample(key, (folder, parse_json(line, key)), rng, skip)
 
 
-def _is_below(file: Path, *folders: Path) -> bool:
+def is_below(file: Path, *folders: Path) -> bool:
     """Return whether a path leads into one of the folders, not following links. `/` does not count: all lies below it."""
     path = Path(os.path.abspath(file))
     roots = [Path(os.path.abspath(folder)) for folder in folders]

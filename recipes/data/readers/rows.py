@@ -23,7 +23,7 @@ from PIL import Image
 from recipes.data.faults import BadSample, DataError, LeftOut, Skip
 from recipes.data.readers.captions import caption_sample, form_suffix
 from recipes.data.readers.chats import chat_sample
-from recipes.data.readers.files import read_lines
+from recipes.data.readers.files import is_below, read_lines
 from recipes.data.readers.images import open_image
 from recipes.data.readers.interleaved import keep_some, spaces_removed
 from recipes.data.readers.questions import check_round, question_messages, read_answers
@@ -64,6 +64,8 @@ class DatasetReader(Reader):
 
     Attributes:
         layout: of the first row that tells, see `row_layouts.layout_of`.
+        image_folders: where images may lie besides the folder of the file that names them. Names are data and may be
+            anything: one that leads out of these is not opened (links are not resolved to judge this).
 
     Raises:
         DataError: if that row has none of the known sets of columns.
@@ -83,6 +85,7 @@ class DatasetReader(Reader):
         self.image_token = image_token
         self.reserved = (image_token, *reserved)
         self.form, self.max_images = form, max_images
+        self.image_folders: tuple[Path, ...] = ()
         self.layout = self._find_layout()
         self.kind = kind_of(self.layout)
         self.captioned = self.kind == "caption"
@@ -125,7 +128,7 @@ class DatasetReader(Reader):
 
     def entries(self, shard: Path | HubShard, number: int = 0, offset: int = 0) -> Iterator[Entry]:
         """Read rows, keyed `<file>:<row number from 1>`, images undecoded; lines of `*.jsonl` unparsed."""
-        folder = shard.parent if isinstance(shard, Path) else Path()
+        folder = shard.parent if isinstance(shard, Path) else None
         if isinstance(shard, Path) and shard.suffix.lower() in (".jsonl", ".zip"):
             # Not through `datasets`: its JSON reader ends at a broken line, and turns columns of mixed types into text.
             for entry in read_lines(shard, number, offset):
@@ -137,7 +140,7 @@ class DatasetReader(Reader):
             yield Entry(index, 0, f"{shard.name}:{index + 1}", (folder, row))
 
     def make_sample(
-        self, key: str, payload: tuple[Path, dict[str, Any]], rng: random.Random, skip: Skip
+        self, key: str, payload: tuple[Path | None, dict[str, Any]], rng: random.Random, skip: Skip
     ) -> dict[str, Any]:
         """Return one sample."""
         folder, row = payload
@@ -160,7 +163,7 @@ class DatasetReader(Reader):
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise BadSample("row of another layout", key) from error
 
-    def _caption(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
+    def _caption(self, key: str, row: dict[str, Any], folder: Path | None, rng: random.Random) -> dict[str, Any]:
         said = read_answers(row[first_of(row, CAPTION_COLUMNS)])
         captions = [caption for one in said if (caption := self._clean(one, lower=True))]
         if not captions:
@@ -169,7 +172,9 @@ class DatasetReader(Reader):
         caption = captions[0] if len(captions) == 1 else rng.choice(captions)
         return caption_sample(key, caption, image, self.form, rng, self.image_token)
 
-    def _document(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random, skip: Skip) -> dict[str, Any]:
+    def _document(
+        self, key: str, row: dict[str, Any], folder: Path | None, rng: random.Random, skip: Skip
+    ) -> dict[str, Any]:
         if isinstance(row["texts"], str) or isinstance(row["images"], str):
             raise TypeError("a text in place of a list")
         pieces: list[Any] = []
@@ -192,7 +197,7 @@ class DatasetReader(Reader):
         text = " ".join(piece if isinstance(piece, str) else self.image_token for piece in pieces)
         return {"text": spaces_removed(text, self.image_token), "images": images, "id": key}
 
-    def _rounds(self, key: str, row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def _rounds(self, key: str, row: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         rounds = [(self._clean(turn["user"]), self._clean(turn["assistant"])) for turn in row["texts"]]
         if not rounds:
             raise BadSample("dialogue without a round", key)
@@ -206,7 +211,7 @@ class DatasetReader(Reader):
         ]
         return {"messages": dialogue(*spoken), "images": images, "mode": "image_to_text", "id": key}
 
-    def _question(self, key: str, row: dict[str, Any], folder: Path, rng: random.Random) -> dict[str, Any]:
+    def _question(self, key: str, row: dict[str, Any], folder: Path | None, rng: random.Random) -> dict[str, Any]:
         given = next((row[name] for name in ANSWER_COLUMNS if read_answers(row.get(name))), None)
         answers = [answer for said in read_answers(given) if (answer := self._clean(said))]
         question, answer = self._clean(row["question"]), rng.choice(answers) if answers else None
@@ -221,8 +226,7 @@ class DatasetReader(Reader):
     def _clean(self, text: str, lower: bool = False) -> str:
         return clean_text(text, self.reserved, lower).strip()
 
-    @staticmethod
-    def _image(folder: Path, value: Any, name: str) -> Image.Image:
+    def _image(self, folder: Path | None, value: Any, name: str) -> Image.Image:
         if isinstance(value, list):
             if len(value) != 1:
                 raise BadSample("several images in place of one", name)
@@ -235,10 +239,15 @@ class DatasetReader(Reader):
             return open_image(value, name)
         if value.startswith("data:"):
             return open_image(_of_data_uri(value, name), name)
-        if "://" in value:
+        if folder is None or "://" in value:
             raise BadSample("image is not on disk", name)
-        places = (folder / value, folder / "images" / value)
-        return open_image(next((place for place in places if os.path.isfile(place)), places[0]), name)
+        roots = (folder, *self.image_folders)
+        places = [root / value for root in (folder, folder / "images", *self.image_folders)]
+        allowed = [place for place in places if is_below(place, *roots)]
+        found = next((place for place in allowed if os.path.isfile(place)), None)
+        if found is None and places[0] not in allowed:
+            raise BadSample("image outside of the data's folder and --image_folders", name)
+        return open_image(found or places[0], name)
 
 
 def _of_data_uri(uri: str, name: str) -> bytes:

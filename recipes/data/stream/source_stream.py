@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
-from processing import DeemDataCollator
 from recipes.data.faults import BadSample, DataReport
 from recipes.data.readers.reader import Reader
 from recipes.data.samples import released_dialogue
 from recipes.data.stream.concatenation import Concatenation, Concatenator
 from recipes.data.stream.packing import Packer, Packing, group_captions, limit_caption
 from recipes.data.stream.shuffle import Place, ReaderPass
-from recipes.data.stream.steps import flip_images, limit_rounds, tokenize
+from recipes.data.stream.steps import count_tokens, flip_images, limit_rounds, tokenize
 
 WHOLE = (0, 1)  # the share of a process that reads everything
 FEW, MAX_EMPTY_PASSES = 100, 30  # entries; passes over so few of them that give nothing
@@ -26,7 +26,7 @@ class Source:
     """One reader and what becomes of its samples; see `DataArguments`.
 
     With `packing`, documents and captions are tokenized and packed, dialogues put one behind the other; without, samples
-    are given as they are.
+    are given as they are, unless they have more than `longest` tokens (0 = no limit).
     """
 
     reader: Reader
@@ -37,6 +37,7 @@ class Source:
     max_skipped: float = 1.0
     flip: bool = False
     max_length: int = 0
+    longest: int = 0
     released_template: bool = False
     group_prob: float = 0.0
 
@@ -46,24 +47,43 @@ class Source:
         Raises:
             BadSample: if nothing can be made of it.
         """
+        try:
+            return self._finished(sample, rng)
+        except (TemplateError, ValueError) as error:
+            if _is_of_template(error):
+                raise BadSample("chat that the chat template refuses", sample["id"]) from error
+            raise
+
+    def _finished(self, sample: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         if self.flip:
             sample = flip_images(sample, rng)
         if self.max_length:
             sample = limit_rounds(sample, self.processor, self.max_length)
         if self.released_template and "messages" in sample:
             sample = released_dialogue(sample, self.processor.image_token, self.processor.tokenizer.eos_token)
-        return sample if self.packing is None else self._document(sample)
+        return self._checked(sample) if self.packing is None else self._document(sample)
+
+    def _checked(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Refuse here, where a sample can be skipped, what the collator would refuse and what no memory holds."""
+        tokens = count_tokens(sample, self.processor)
+        if self.longest and tokens > self.longest:
+            raise BadSample(f"longer than {self.longest} tokens", sample["id"])
+        return sample
 
     def _document(self, sample: dict[str, Any]) -> dict[str, Any]:
         if isinstance(self.packing, Concatenation):
-            encoded = DeemDataCollator(self.processor, return_targets=False).encode(sample)
-            return {"sample": sample, "tokens": len(encoded["input_ids"])}
+            return {"sample": sample, "tokens": count_tokens(sample, self.processor)}
         document = tokenize(sample, self.processor)
         if document["input_ids"].count(self.packing.start_of_image_token_id) != len(document["images"]):
             raise BadSample("images and their places differ in number", sample["id"])
         if self.packing.level == "sample":
             document["input_ids"] = limit_caption(document["input_ids"], self.packing)
         return document
+
+
+def _is_of_template(error: BaseException | None) -> bool:
+    """Return whether an error, or what it came from, is one of the chat template."""
+    return error is not None and (isinstance(error, TemplateError) or _is_of_template(error.__cause__))
 
 
 class PlacedSample(NamedTuple):

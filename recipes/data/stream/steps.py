@@ -7,6 +7,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 from transformers import ProcessorMixin
 
+from processing import DeemDataCollator
 from recipes.data.faults import BadSample
 
 
@@ -19,6 +20,19 @@ def tokenize(sample: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any
         "images": sample["images"],
         "id": sample["id"],
     }
+
+
+def count_tokens(sample: dict[str, Any], processor: ProcessorMixin) -> int:
+    """Return the number of tokens that the collator makes of a sample.
+
+    Raises:
+        BadSample: for a mask of another size than its image.
+        ValueError: for whatever else the collator refuses.
+    """
+    for image, mask in zip(sample.get("images") or (), sample.get("region_masks") or (), strict=False):
+        if mask is not None and mask.shape != turn_upright(image).size[::-1]:
+            raise BadSample("region mask of another size than its image", sample["id"])
+    return len(DeemDataCollator(processor, return_targets=False).encode(sample)["input_ids"])
 
 
 def turn_upright(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 
 import base64
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from recipes.data.faults import DataError
 from recipes.data.formats import find_files
 from recipes.data.readers.row_layouts import layout_of
-from recipes.data.sources import make_reader
+from recipes.data.sources import DataArguments, build_dataset, make_reader
 
 COLORS = {"a": (200, 30, 30), "b": (30, 200, 30), "c": (30, 30, 200)}
 
@@ -134,11 +135,12 @@ def test_parquet_and_saved_folders(tmp_path, tiny_processor, columns):
     given = [str(tmp_path / "from" / f"{name}.png") for name in SAID]
     table = datasets.Dataset.from_dict({columns[0]: given, columns[1]: list(SAID.values()), "width": [32] * 3})
     table = table.cast_column(columns[0], datasets.Image())
-    (tmp_path / "parquet").mkdir()
-    table.to_parquet(tmp_path / "parquet" / "0.parquet")
+    table.to_parquet(
+        tmp_path / "from" / "0.parquet"
+    )  # with the paths of the images; the folders below hold their bytes
     table.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict(train=table).save_to_disk(tmp_path / "split")
-    for folder in ("parquet", "saved", "split"):
+    for folder in ("from", "saved", "split"):
         check_captions(tmp_path / folder, tiny_processor)
     datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "several")
     with pytest.raises(ValueError, match="several splits"):
@@ -336,3 +338,42 @@ def test_what_columns_tell(row, layout):
 def test_the_given_rows(tiny_processor, name):
     samples, skipped = read_source(fault(f"rows/{name}"), tiny_processor)
     assert len(samples) == 6 and not skipped
+
+
+# ---- names are data ----
+
+
+@pytest.mark.parametrize("name", ["../out.png", "{root}/out.png", "x/../../out.png", "./../data/../out.png"])
+def test_rows_name_no_image_outside_of_the_data(tmp_path, tiny_processor, name):
+    image_file(tmp_path / "out.png")
+    images(tmp_path / "data", "in")
+    name = name.format(root=tmp_path)
+    rows = [{"messages": chat(WORDS), "images": [name]}, {"messages": chat(part(image=name), WORDS)}]
+    rows += [{"messages": chat(WORDS), "image": "in/../in/a.png"}, {"messages": chat(WORDS), "image": "./in/b.png"}]
+    rows += [{"messages": chat(WORDS), "image": str(tmp_path / "data" / "in" / "c.png")}]
+    file = write_jsonl(tmp_path / "data" / "a.jsonl", rows)
+    for data in (tmp_path / "data", file):
+        samples, skipped = read_source(data, tiny_processor)
+        assert len(samples) == 3 and skipped == {"image outside of the data's folder and --image_folders": 2}
+
+
+def test_an_option_allows_other_folders_and_searches_them(tmp_path, tiny_processor):
+    images(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "data").mkdir()
+    named = ["a.png", "../elsewhere/deep/b.png", str(tmp_path / "elsewhere" / "deep" / "c.png"), "../elsewhere/d.png"]
+    file = write_jsonl(tmp_path / "data" / "a.jsonl", [{"image": name, "caption": "x"} for name in named])
+    arguments = DataArguments(data=[str(file)], image_folders=[str(tmp_path / "elsewhere" / "deep")], pack_length=0)
+    dataset = build_dataset(arguments, tiny_processor, 1, 0, ("plain", "draw"))[0]
+    samples = list(itertools.islice(dataset, 12))
+    assert {sample["images"][0].getpixel((5, 5)) for sample in samples} == set(COLORS.values())
+    for counts in dataset.report.to_dict().values():
+        skipped = {reason: fault["count"] for reason, fault in counts["skipped"].items()}
+        assert skipped == {"image outside of the data's folder and --image_folders": 1}
+
+
+def test_rows_in_deeper_folders_name_images_anywhere_below_the_given_one(tmp_path, tiny_processor):
+    images(tmp_path, "photos")
+    (tmp_path / "tables").mkdir()
+    write_jsonl(tmp_path / "tables" / "a.jsonl", [{"image": "../photos/a.png", "caption": "x"}])
+    write_jsonl(tmp_path / "tables" / "b.jsonl", [{"image": "photos/b.png", "caption": "y"}])
+    assert captions(read_source(tmp_path, tiny_processor)[0]) == {"a": "x", "b": "y"}

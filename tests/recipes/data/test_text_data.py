@@ -253,7 +253,7 @@ def test_chat_rows(world, tiny_processor):
 
 
 def test_chats_as_json_lines_with_placeholders_in_the_text(world, tmp_path):
-    image = str(world / "llava" / "coco" / "train2017" / "000000000001.jpg")
+    image = str(shutil.copy(world / "llava" / "coco" / "train2017" / "000000000001.jpg", tmp_path / "a.jpg"))
     chats = [
         [{"role": "user", "content": "What <image>is this?"}, {"role": "assistant", "content": "A </s>shape."}],
         [{"role": "user", "content": "No placeholder."}, {"role": "assistant", "content": "Yes."}],

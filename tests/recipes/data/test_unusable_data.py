@@ -8,15 +8,17 @@ import zlib
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 from deem_fixtures import tiny_model
 from PIL import Image
 
 from processing import DeemDataCollator
-from recipes.data.faults import DataError, DataReport
+from recipes.data.faults import BadSample, DataError, DataReport
 from recipes.data.readers.captions import CaptionReader
 from recipes.data.sources import DataArguments, build_dataset, count_entries
 from recipes.data.stream.shuffle import ReaderPass
+from recipes.data.stream.steps import count_tokens
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_caption_tars
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
@@ -175,3 +177,74 @@ def test_a_source_that_gives_nothing_says_why(tiny_processor, tmp_path):
     ) as e:
         list(islice(dataset, 2))
     assert "10 x empty image" in str(e.value) and "10 x image too large" in str(e.value)
+
+
+# ---- what the collator and the model would not take ----
+
+
+def chats(folder: Path, *rows: dict, images: int = 1) -> str:
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(folder / "a.png")
+    rows = [{"images": ["a.png"] * images, **row} for row in rows]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "chats.jsonl")
+
+
+def turns(question: str = "What?", *more: dict) -> list[dict]:
+    return [*more, {"role": "user", "content": question}, {"role": "assistant", "content": "Red."}]
+
+
+def read_stream(data: str, processor, number: int, **options) -> tuple[list[dict], dict[str, int]]:
+    dataset = build_dataset(DataArguments(data=[data], max_skipped=1.0, **options), processor, 1, 0)[0]
+    samples = list(islice(dataset, number))
+    (counts,) = dataset.report.to_dict().values()
+    return samples, {reason: fault["count"] for reason, fault in counts["skipped"].items()}
+
+
+def test_a_chat_that_the_template_refuses_is_skipped(tmp_path, tiny_processor):
+    tiny_processor.chat_template = (
+        "{%- for m in messages -%}{%- if m.role == 'system' -%}{{ raise_exception('no system here') }}{%- endif -%}"
+        "{%- endfor -%}" + tiny_processor.chat_template
+    )
+    data = chats(tmp_path, {"messages": turns("?", {"role": "system", "content": "x"})}, {"messages": turns()})
+    for length in (0, 1000):
+        samples, skipped = read_stream(data, tiny_processor, 3, pack_length=0, max_length=length)
+        assert {sample["id"] for sample in samples} == {"chats.jsonl:2"}
+        assert skipped == {"chat that the chat template refuses": 1}
+
+
+def test_what_is_longer_than_any_memory_is_skipped_and_named(tmp_path, tiny_processor):
+    data = chats(tmp_path, {"messages": turns("a" * 100_000)}, {"messages": turns()})
+    samples, skipped = read_stream(data, tiny_processor, 3, pack_length=0)
+    assert {sample["id"] for sample in samples} == {"chats.jsonl:2"} and skipped == {"longer than 4096 tokens": 1}
+    tiny_processor.tokenizer.model_max_length = 100
+    data = chats(tmp_path, {"messages": turns("a" * 70)}, {"messages": turns("a")})
+    _, skipped = read_stream(data, tiny_processor, 3, pack_length=0)
+    assert skipped == {"longer than 100 tokens": 1}
+    assert not read_stream(data, tiny_processor, 3, pack_length=0, max_length=2000)[1]
+
+
+def test_a_row_of_more_images_than_fit_is_skipped(tmp_path, tiny_processor):
+    many = {"messages": turns("<image>" * 900), "images": ["a.png"] * 900}
+    samples, skipped = read_stream(chats(tmp_path, many, {"messages": turns()}), tiny_processor, 2, pack_length=0)
+    assert len(samples) == 2 and skipped == {"longer than 4096 tokens": 1}
+
+
+def test_a_long_caption_is_skipped_without_packing_and_cut_with_it(tmp_path, tiny_processor):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("image,caption\na.png," + "red " * 25_000 + "\na.png,short\n")
+    samples, skipped = read_stream(str(tmp_path / "a.csv"), tiny_processor, 2, pack_length=0)
+    assert skipped == {"longer than 4096 tokens": 1} and "short" in samples[0]["text"]
+    samples, skipped = read_stream(str(tmp_path / "a.csv"), tiny_processor, 2, pack_length=200)
+    assert not skipped and max(len(sample["input_ids"]) for sample in samples) <= 200
+
+
+def test_a_mask_of_another_size_than_its_image_is_skipped(tiny_processor):
+    image = Image.new("RGB", (32, 16))
+    messages = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "Red."}]
+    sample = {"messages": messages, "images": [image], "region_masks": [np.ones((16, 32), bool)], "id": "x"}
+    assert count_tokens(sample, tiny_processor) > 10
+    turned = image.copy()
+    turned.getexif()[0x0112] = 6
+    for wrong in ({"images": [turned]}, {"region_masks": [np.ones((32, 16), bool)]}):
+        with pytest.raises(BadSample, match="region mask of another size than its image: x"):
+            count_tokens({**sample, **wrong}, tiny_processor)
