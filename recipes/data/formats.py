@@ -29,6 +29,7 @@ from recipes.data.readers.row_layouts import layout_of
 from recipes.data.readers.tars import TEXT_SUFFIXES
 
 _SPLIT = re.compile(r"(?<![a-z])(train|val|test|dev)")  # validation, testdev, train2014, ...
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".tar", ".zip", ".xml", ".p", ".pkl")
 HEAD = 65536  # bytes of a file that are looked at
 LINES, MAX_LINE = 20, 2**26  # lines, bytes of each
 # What `datasets` writes beside rows.
@@ -176,11 +177,14 @@ def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
                 f"file or glob of {WHAT}."
             )
     families: dict[str, list[Path]] = {}
+    others = []
     for file in sorted(files):
         if _NO_DATA.fullmatch(file.name):
             continue
         if (format := next((format for format in FORMATS if format.fits(file)), None)) is not None:
             families.setdefault(format.family, []).append(file)
+        elif file.suffix.lower() in DATA_SUFFIXES:
+            others.append(file)
     if len(families) > 1:
         families.pop(IMAGE_FOLDER, None)
     if not families and len(files) == 1 and files[0].suffix.lower() in (".jsonl", *rows.TABLES):
@@ -195,7 +199,7 @@ def find_files(data: str) -> tuple[str, list[Path] | list[rows.HubShard]]:
         files = _one_split_by(files)
     root = path if path.is_dir() else None
     if family == IMAGE_FOLDER:
-        _check_images(data, files, root)
+        _check_images(data, files, root, others)
         return family, files
     splits = {split: file for file in reversed(files) if (split := _split(file, root))}
     if len(splits) > 1:
@@ -210,16 +214,22 @@ def _split(file: Path, root: Path | None) -> str | None:
     return next((match[1] for name in names if (match := _SPLIT.search(name.lower()))), None)
 
 
-def _check_images(data: str, files: list[Path], root: Path | None) -> None:
-    """Refuse several splits side by side (deeper folders, and names of files, say what an image shows), and images of which
-    nothing says what they show.
+def _check_images(data: str, files: list[Path], root: Path | None, others: list[Path]) -> None:
+    """Refuse several splits side by side (deeper folders, and names of files, say what an image shows), images of which
+    nothing says what they show, and images beside data (`others`) that may say it, in a format that is not known.
 
     Raises:
         ValueError: as said.
     """
     below = {file.relative_to(root).parts[0] for file in files if file.parent != root} if root is not None else set()
-    if len(splits := sorted(name for name in below if name.lower() in image_folders.SPLITS)) > 1:
+    if len(splits := sorted(name for name in below if image_folders.is_split(name))) > 1:
         raise ValueError(f"{data!r} holds images of several splits ({', '.join(splits)}). Name the folder.")
+    beside = {file.with_suffix("") for file in files}
+    if unknown := [file for file in others if file.with_suffix("") not in beside]:
+        raise ValueError(
+            f"Nothing usable among the files of {data!r} but images, and {unknown[0].name} may say what they show. Expected "
+            f"{WHAT}. Convert or remove it."
+        )
     if len({file.parent for file in files}) == 1 and not any(
         file.with_suffix(f".{suffix}").is_file() for file in files for suffix in TEXT_SUFFIXES
     ):

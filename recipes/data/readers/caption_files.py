@@ -71,7 +71,7 @@ class KarpathyReader(CaptionFileReader, RowReader):
         """Return caption and image names."""
         about, index = row
         said = about["caption"]
-        return said[index] if isinstance(said, list) else said, [about["image"]]
+        return (said[index] if said else None) if isinstance(said, list) else said, [about["image"]]
 
 
 class Flickr30kReader(CaptionFileReader, RowReader):

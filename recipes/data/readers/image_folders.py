@@ -10,11 +10,11 @@ from typing import Any
 
 from recipes.data.faults import BadSample, Skip
 from recipes.data.readers.captions import caption_sample, form_suffix, read_caption
-from recipes.data.readers.images import IMAGE_SUFFIXES, open_image
+from recipes.data.readers.images import open_image
 from recipes.data.readers.reader import Entry, Reader, clean_text
 from recipes.data.readers.tars import ADDED_BY_SYSTEMS, TEXT_SUFFIXES, is_added_by_systems
 
-SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # names of no label
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")
 
 
 class ImageFolderReader(Reader):
@@ -69,9 +69,9 @@ class ImageFolderReader(Reader):
 
     def _label(self, file: Path) -> str:
         name = file.parent.name
-        return "" if file.parent == self.root or name.lower() in SPLITS else name.replace("_", " ")
+        return "" if file.parent == self.root or is_split(name) else name.replace("_", " ")
 
 
-def is_image(file: Path) -> bool:
-    """Return whether a file's name ends as that of an image."""
-    return file.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES
+def is_split(name: str) -> bool:
+    """Return whether a folder's name is that of a split, such as `train2017`, and says nothing of its images."""
+    return name.lower().rstrip("0123456789_-") in SPLITS

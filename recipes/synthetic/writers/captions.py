@@ -49,8 +49,8 @@ def write_caption_tars(
 
 
 def write_image_folder(folder: str | Path, world: World, num: int, start: int = 0, table: str | None = None) -> None:
-    """Write a folder of images as people have it: in sub-folders named by the main object's kind, or with a table of
-    captions beside.
+    """Write a folder of images as people have it: `images/` in sub-folders named by the main object's kind, or with a table
+    of captions beside.
 
     Args:
         table: `"jsonl"` (`metadata.jsonl` of file_name and text, as `datasets` has it) or `"csv"` (`captions.csv` of image and
@@ -59,8 +59,8 @@ def write_image_folder(folder: str | Path, world: World, num: int, start: int = 
     folder, rows = Path(folder), []
 
     def name_of(number: int) -> str:
-        place = "images" if table else world.scene(start + number - 1).main.kind.replace(" ", "_")
-        return f"{place}/{number:05d}.jpg"
+        kind = "" if table else world.scene(start + number - 1).main.kind.replace(" ", "_") + "/"
+        return f"images/{kind}{number:05d}.jpg"
 
     for number, scene in write_images(folder, world, num, start, "image folder", name_of):
         rows.append((name_of(number), scene.caption("medium")))

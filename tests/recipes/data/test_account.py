@@ -22,6 +22,7 @@ from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import MORE_FORMATS, write_formats
 
 LAID_OUT = {"mmc4": "mmc4_annts", "karpathy": "karpathy/annotations/coco_karpathy_train.json"}
+LAID_OUT["imagefolder"] = "imagefolder/images"
 NAMES = ("mmc4", "captions", "vqa", *MORE_FORMATS)
 
 

@@ -377,3 +377,21 @@ def test_rows_in_deeper_folders_name_images_anywhere_below_the_given_one(tmp_pat
     write_jsonl(tmp_path / "tables" / "a.jsonl", [{"image": "../photos/a.png", "caption": "x"}])
     write_jsonl(tmp_path / "tables" / "b.jsonl", [{"image": "photos/b.png", "caption": "y"}])
     assert captions(read_source(tmp_path, tiny_processor)[0]) == {"a": "x", "b": "y"}
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions.xml", "labels.csv", "list.jsonl"])
+def test_images_beside_data_of_no_known_format_are_refused(tmp_path, name):
+    images(tmp_path, "one")
+    images(tmp_path, "two")
+    (tmp_path / name).write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match=f"Nothing usable .* but images, and {name} may say what they show"):
+        find_files(str(tmp_path))
+    (tmp_path / name).rename(tmp_path / "README.md")
+    assert find_files(str(tmp_path))[0] == "imagefolder"
+
+
+def test_folders_of_coco_are_no_labels(tmp_path):
+    for split in ("train2017", "val2017"):
+        images(tmp_path, split)
+    with pytest.raises(ValueError, match=r"several splits \(train2017, val2017\)"):
+        find_files(str(tmp_path))

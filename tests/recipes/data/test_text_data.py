@@ -153,7 +153,8 @@ CAPTION_SETS = ("karpathy", "flickr30k", "textcaps", "paragraphs", "narratives")
 
 
 def caption_file(world: Path, name: str) -> Path:
-    return world / name / "annotations" / "coco_karpathy_train.json" if name == "karpathy" else world / name
+    places = {"karpathy": "annotations/coco_karpathy_train.json", "imagefolder": "images"}
+    return world / name / places.get(name, "")
 
 
 @pytest.mark.parametrize("name", CAPTION_SETS)
