@@ -66,7 +66,7 @@ class InterleavedReader(Reader):
         try:
             sentences = line["text_list"]
             if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
-                raise TypeError("text_list is not a list of texts")
+                raise BadSample("text_list is not a list of texts", key)
             matches = [
                 (int(info["matched_text_index"]), Path(info["image_name"]).name)
                 for info in line["image_info"]

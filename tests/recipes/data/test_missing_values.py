@@ -157,7 +157,7 @@ def test_chats_without_an_answer(tmp_path, tiny_processor, answer):
 @pytest.mark.parametrize("name", ["sentence_null", "text_is_string"])
 def test_the_given_documents(tiny_processor, name):
     samples, skipped = read_source(fault(f"mmc4/{name}"), tiny_processor)
-    assert not samples and skipped == {"line without text_list and image_info": 6}
+    assert not samples and skipped == {"text_list is not a list of texts": 6}
 
 
 @pytest.mark.parametrize("name", ["llava/empty_answer", "questions/gqa_none", "questions/textvqa_empty"])

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from data_fixtures import read_source
+from deem_fixtures import tiny_model
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
@@ -16,6 +18,7 @@ from recipes.data.sources import DataArguments, build_dataset
 from recipes.data.stream.dataset import MixedDataset, PositionCollator
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 DATA = {"captions": "captions", "mmc4": "mmc4_annts", "textvqa": "textvqa", "chats": "chats", "imagefolder_rows": ""}
 
@@ -127,3 +130,34 @@ def test_a_position_of_an_older_version_is_refused(tmp_path, tiny_processor):
     state = {**dataset.state_dict(0), "version": 1}
     with pytest.raises(ValueError, match="older version"):
         dataset.load_state_dict(state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("pack_length", [0, 200])
+def test_a_table_of_one_row_trains(tmp_path, tiny_processor, pack_length, workers):
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("image,caption\na.png,a red thing\n")
+    dataset, report = build_dataset(
+        DataArguments(data=[str(tmp_path / "a.csv")], pack_length=pack_length), tiny_processor, 4, 0
+    )
+    args = DeemTrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        dataloader_num_workers=workers,
+        save_strategy="no",
+        freeze=["*vision_tower*", "model.language_model", "image_decoder"],
+    )
+    trainer = RecipeTrainer(
+        model=tiny_model(),
+        args=args,
+        train_dataset=dataset,
+        data_collator=DeemDataCollator(tiny_processor, return_targets=False),
+        processing_class=tiny_processor,
+        data_report=report,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 and report.to_dict()[str(tmp_path / "a.csv")]["read"] >= 8
