@@ -16,6 +16,7 @@ from recipes.data.sources import DataArguments, build_dataset
 from recipes.evaluation.answers import is_question
 from recipes.generation.prompt_form import set_prompt_form
 from recipes.original.published import SIZES
+from recipes.training.held_out import held_out_samples
 from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.training.plan import make_plan
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, last_complete_checkpoint
@@ -107,14 +108,14 @@ def needs_targets(model: DeemForConditionalGeneration) -> bool:
     return model.image_decoder is not None and bool(weights["image_loss"] or weights["consistency_loss"])
 
 
-def held_out_samples(
+def held_out(
     run_args: RunArguments,
     data_args: DataArguments,
     processor: DeemProcessor,
     training_args: DeemTrainingArguments,
     caption_forms: tuple[str, ...],
 ) -> list[dict[str, Any]]:
-    """Return the samples that every evaluation uses, none twice; whole micro-batches, each of one source.
+    """Return the samples that every evaluation uses.
 
     Raises:
         ValueError: there are held-out data, but no evaluation that would read them.
@@ -126,30 +127,8 @@ def held_out_samples(
             f"--eval_data {' '.join(run_args.eval_data)} would never be evaluated: give --eval_strategy steps and "
             "--eval_steps, or --eval_on_start true."
         )
-    batch_size = training_args.per_device_train_batch_size
-    training_args.per_device_eval_batch_size = batch_size
-    arguments = replace(
-        data_args,
-        data=run_args.eval_data,
-        data_probs=None,
-        random_flip=False,
-        data_stopping="sum",
-        data_weights="equal",
-    )
-    stream, _ = build_dataset(arguments, processor, batch_size, training_args.seed, caption_forms)
-    taken: list[dict[str, Any]] = []
-    seen: set[tuple[str, str]] = set()
-    samples = iter(stream)  # without end: a second pass follows the first
-    while len(taken) < run_args.eval_samples:
-        batch = [next(samples) for _ in range(batch_size)]
-        # documents of packed sequences may come twice
-        names = {(one["id"], str(one.get("messages"))) for one in batch if not {"input_ids", "samples"} & one.keys()}
-        if names & seen:
-            print(f"--eval_data has {len(taken)} samples in whole micro-batches, fewer than --eval_samples.")
-            break
-        seen |= names
-        taken += batch
-    return taken
+    arguments = replace(data_args, data=run_args.eval_data)
+    return held_out_samples(arguments, processor, run_args.eval_samples, training_args.seed, caption_forms)
 
 
 def train(
@@ -169,7 +148,7 @@ def train(
         data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms
     )
     set_prompt_form(processor, [source.reader for source in dataset.sources])
-    held_out = held_out_samples(run_args, data_args, processor, training_args, caption_forms)
+    samples = held_out(run_args, data_args, processor, training_args, caption_forms)
     cache = None
     if run_args.latents is not None and needs_targets(model):
         cache = LatentCache(run_args.latents, vae_id(model.image_decoder.vae), transform_id(processor))
@@ -177,7 +156,7 @@ def train(
         model=model,
         args=training_args,
         train_dataset=dataset,
-        eval_dataset=held_out or None,
+        eval_dataset=samples or None,
         data_collator=(
             DeemDataCollator(processor, return_targets=needs_targets(model))
             if cache is None
@@ -186,7 +165,7 @@ def train(
         processing_class=processor,
         data_report=report,
         without_vae=cache is not None,
-        questions=[one for sample in held_out for one in sample.get("samples", [sample]) if is_question(one)][
+        questions=[one for sample in samples for one in sample.get("samples", [sample]) if is_question(one)][
             : run_args.eval_answers
         ],
     )

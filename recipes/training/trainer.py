@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
@@ -19,6 +20,7 @@ from modeling_deem.training_deem import DeemTrainer, fill_in_arguments
 from recipes.data.faults import DataReport
 from recipes.evaluation.answers import share_answered
 from recipes.training.adapters import adapted_parts, add_adapters, is_adapted, merge_adapters
+from recipes.training.held_out import micro_batches
 from recipes.training.latent_cache import remove_vae
 from recipes.training.parameter_groups import format_parts, freeze_parts, parameter_groups, parts_table
 from recipes.training.step_meter import MeteredTrainer
@@ -42,6 +44,9 @@ class DeemTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     seed: int = field(default=32, metadata={"help": "Seed of initialization, noise, data order and choices."})
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where logs go."})
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples per micro-batch of an evaluation; as in training by default."}
+    )
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "Names of parts that do not train, e.g. model.language_model."}
     )
@@ -73,6 +78,8 @@ class DeemTrainingArguments(TrainingArguments):
                 setattr(self, name, json.loads(value))
         if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() in ("true", "false"):
             self.resume_from_checkpoint = self.resume_from_checkpoint.lower() == "true"
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         super().__post_init__()
         fill_in_arguments(self)
 
@@ -106,6 +113,7 @@ class RecipeTrainer(DeemTrainer, MeteredTrainer, StreamTrainer):
         args: `DeemTrainingArguments`; `freeze`, `lora` and `groups` are applied here.
         data_report: filled by the data stream; printed and written to `data_report.json` when training ends, however
             it ends.
+        eval_dataset: a list of samples is evaluated in micro-batches of one mode each.
         questions: samples that every evaluation asks, see `share_answered`; the result is `eval_answers`.
         without_vae: hold no VAE, because batches bring `target_latents`; checkpoints have it all the same.
 
@@ -123,11 +131,25 @@ class RecipeTrainer(DeemTrainer, MeteredTrainer, StreamTrainer):
         questions: Sequence[dict[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
+        if args.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size cannot be used: the order of the data depends on the batch size. Give a smaller "
+                "--per_device_train_batch_size, and with it more --gradient_accumulation_steps: the step stays the same."
+            )
         prepared = prepare_parts(model, args)
         self._absent_weights = remove_vae(model) if without_vae else {}
         super().__init__(model=prepared, args=args, **kwargs)
         self.data_report = data_report
         self.questions = questions
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As the base class; samples in a list are put together by their mode."""
+        samples = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(samples, list):
+            return super().get_eval_dataloader(eval_dataset)
+        batches = micro_batches(samples, self.args.eval_batch_size)
+        collator = self.data_collator
+        return self.accelerator.prepare(DataLoader(batches, batch_size=1, collate_fn=lambda ones: collator(ones[0])))
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As the base class; ask the questions."""

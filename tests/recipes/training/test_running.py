@@ -11,6 +11,7 @@ import torch
 from deem_fixtures import tiny_model
 from transformers import AutoModel
 
+from modeling_deem import DeemForConditionalGeneration
 from recipes import sft
 from recipes.data.sources import DataArguments, build_dataset
 from recipes.evaluation.answers import answer_of, is_question, normalized, share_answered
@@ -116,11 +117,61 @@ def test_the_same_command_again_leaves_the_best_model(run, world):
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+def test_evaluations_have_a_batch_size_of_their_own(run, world, monkeypatch):
+    sizes, forward = [], DeemForConditionalGeneration.forward
+
+    def noted(self, input_ids=None, **kwargs):
+        if not self.training:
+            sizes.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(DeemForConditionalGeneration, "forward", noted)
+    held_out = {
+        "eval_data": world / "held_out" / "captions",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "max_steps": 1,
+    }
+    run("own", **held_out, per_device_eval_batch_size=3, eval_samples=4, caption_forms="describe", save_strategy="no")
+    assert sizes == [3, 1]
+    sizes.clear()
+    run("trained", **held_out, eval_samples=4, caption_forms="describe", save_strategy="no")
+    assert sizes == [2, 2]  # as in training
+
+
+@pytest.mark.parametrize("number", [1, 20])
+def test_few_rows_can_be_trained_and_evaluated(run, tmp_path, capsys, number):
+    """The batch size of the default, 24, is more than there are."""
+    for index in range(number):
+        World(size=64).scene(index).image.save(tmp_path / f"{index}.png")
+    rows = [
+        {"messages": [{"role": "user", "content": "<image> What?"}, {"role": "assistant", "content": "A thing"}],
+         "images": [f"{index}.png"]}
+        for index in range(number)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"data": tmp_path / "rows.jsonl", "eval_data": tmp_path / "rows.jsonl", "per_device_train_batch_size": 24}
+    _, logs = run("few", **data, eval_strategy="steps", eval_steps=2, max_steps=2, save_strategy="no")
+    assert [log["step"] for log in logs if "loss" in log] == [1, 2]
+    assert [log["step"] for log in logs if "eval_text_loss" in log] == [2]
+    assert (
+        f"--eval_data has {number} samples, fewer than the 64 of --eval_samples: all are used"
+        in capsys.readouterr().out
+    )
+
+
+def test_options_that_the_data_stream_cannot_follow_are_refused(run, world):
+    with pytest.raises(ValueError, match="auto_find_batch_size cannot be used.*smaller --per_device_train_batch_size"):
+        run("refused", auto_find_batch_size="true")
+    with pytest.raises(ValueError, match="train_sampling_strategy group_by_length would have no effect"):
+        run("refused", train_sampling_strategy="group_by_length")
+
+
 def test_held_out_data_are_read_once_and_not_for_nothing(run, world, capsys):
     _, logs = run(
         "once", eval_data=world / "held_out" / "vqa", eval_strategy="steps", eval_steps=4, eval_samples=100_000
     )
-    assert "fewer than --eval_samples" in capsys.readouterr().out and logs[-2]["eval_text_loss"] > 0
+    assert "fewer than the 100000 of --eval_samples" in capsys.readouterr().out and logs[-2]["eval_text_loss"] > 0
     with pytest.raises(ValueError, match="would never be evaluated: give --eval_strategy"):
         run("never", eval_data=world / "held_out" / "vqa")
 
