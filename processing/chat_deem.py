@@ -135,6 +135,9 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[i
     Raises:
         ValueError: the tokenizer makes a control token of plain text.
     """
+    if not is_marked(text):
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoding.input_ids, encoding.offset_mapping
     newline = tokenizer.encode("\n", add_special_tokens=False)
     ids: list[int] = []
     places: list[tuple[int, int]] = []

@@ -6,6 +6,7 @@ The one place of these rules: the image processor and the data readers of the re
 
 import base64
 import os
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 MAX_PIXELS = 89_478_485  # from here on Pillow warns of decompression bombs
 MAX_PROPORTION = 30  # the center crop would first enlarge a longer strip to gigabytes
 MAX_DOWNLOAD = 256 * 1024 * 1024  # bytes
-SECONDS_TO_ANSWER = 30
+SECONDS_TO_ANSWER, SECONDS_TO_SEND = 10, 60
 
 _ORIENTATION = 0x0112
 _TURN = {  # EXIF orientation -> what turns an image upright. `exif_transpose` fails on EXIF data that it cannot write
@@ -80,13 +81,15 @@ def _file_of(source: Any) -> str | bytes:
 
 
 def _download(url: str) -> bytes:
-    data = bytearray()
+    data, end = bytearray(), time.monotonic() + SECONDS_TO_SEND
     with httpx.stream("GET", url, timeout=SECONDS_TO_ANSWER, follow_redirects=True) as response:
         response.raise_for_status()
         for piece in response.iter_bytes():
             data += piece
             if len(data) > MAX_DOWNLOAD:
                 raise ValueError(f"more than {MAX_DOWNLOAD} bytes")
+            if time.monotonic() > end:
+                raise ValueError(f"not sent within {SECONDS_TO_SEND} seconds")
     return bytes(data)
 
 

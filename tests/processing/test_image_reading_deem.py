@@ -354,6 +354,15 @@ def test_a_palette_that_is_missing_is_refused_in_words(seen) -> None:
         seen(image)
 
 
+@pytest.mark.parametrize("limit", ["MAX_DOWNLOAD", "SECONDS_TO_SEND"])
+def test_endless_answers_are_cut(seen, server, tmp_path, monkeypatch, limit) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (16, 16), "white"), "PNG") + bytes(100_000))
+    assert (seen(f"{server}/a.png") == 255).all()
+    monkeypatch.setattr(f"processing.image_reading_deem.{limit}", 0)
+    with pytest.raises(ValueError, match="Could not read the image .*a.png.*(more than 0 bytes|within 0 seconds)"):
+        seen(f"{server}/a.png")
+
+
 def test_names_that_are_no_file_say_so(seen, tmp_path) -> None:
     for name in ("missing.jpg", "folder/abcd", "", "x" * 5000, "a\0b", str(tmp_path)):
         with pytest.raises(ValueError, match="Could not read the image .*(no such file|cannot identify)"):
