@@ -173,5 +173,8 @@ def image_file(folder: Path, image_id: int | str) -> Path:
     return folder / f"{Path(str(image_id)).name}.jpg"  # no path out of the folder
 
 
-def _rows(file: Path, key: str) -> list[dict[str, Any]]:
-    return parse_json(file.read_bytes(), file.name)[key]
+def _rows(file: Path, key: str) -> list[Any]:
+    rows = parse_json(file.read_bytes(), file.name)[key]
+    if not isinstance(rows, list):
+        raise TypeError(f"{key} of {file.name} are not a list")
+    return rows

@@ -307,3 +307,13 @@ def test_questions_that_are_no_objects_cost_themselves_alone(tmp_path):
     (tmp_path / "a_annotations.json").write_text(json.dumps({"annotations": answers}))
     samples, skipped = read(tmp_path, "questions")
     assert len(samples) == 1 and skipped == {"question of another layout": 1}
+
+
+@pytest.mark.parametrize("rows", [None, 7, {"a": 1}, "text"])
+@pytest.mark.parametrize("spoilt", ["questions", "annotations"])
+def test_files_of_questions_whose_rows_are_no_list(tmp_path, spoilt, rows):
+    write_image(tmp_path / "images" / "x.jpg")
+    for name in ("questions", "annotations"):
+        (tmp_path / f"a_{name}.json").write_text(json.dumps({name: rows if name == spoilt else []}))
+    samples, skipped = read(tmp_path, "questions")
+    assert not samples and skipped == {"question or annotation file of another layout": 1}
