@@ -19,7 +19,7 @@ BOS, EOS, START, SLOT, PAD = 1, 2, 7, 8, 9
 TOY = {"bos_token_id": BOS, "start_of_image_token_id": START}
 
 
-def picture(color: str = "red", size: tuple[int, int] = (80, 70)) -> Image.Image:
+def make_image(color: str = "red", size: tuple[int, int] = (80, 70)) -> Image.Image:
     return Image.new("RGB", size, color)
 
 
@@ -80,9 +80,9 @@ def test_document_starts_against_a_slow_loop() -> None:
 
 def test_text_records(collator) -> None:
     samples = [
-        {"text": "<image>one<image>", "images": [picture("red"), picture("blue")]},
+        {"text": "<image>one<image>", "images": [make_image("red"), make_image("blue")]},
         {"text": "<s>two</s>"},
-        {"text": "a <image>: red", "prompt": "a <image>:", "images": [picture("green")], "dataset": "ignored"},
+        {"text": "a <image>: red", "prompt": "a <image>:", "images": [make_image("green")], "dataset": "ignored"},
     ]
     batch = collator(samples)
     assert trained_text(batch, collator) == ["one<|startofimage|></s>", "two</s>", " red</s>"]
@@ -104,8 +104,8 @@ def test_text_only_batch_has_no_image_keys(collator) -> None:
 
 def test_training_ids_are_those_of_inference(collator) -> None:
     prompt = "a <image>:"
-    batch = collator([{"text": prompt + " red", "prompt": prompt, "images": [picture()]}])
-    inference = collator.processor(text=prompt, images=picture(), return_tensors="pt")
+    batch = collator([{"text": prompt + " red", "prompt": prompt, "images": [make_image()]}])
+    inference = collator.processor(text=prompt, images=make_image(), return_tensors="pt")
     length = inference["input_ids"].shape[1]
     assert batch["input_ids"][0, :length].tolist() == inference["input_ids"][0].tolist()
     assert (batch["labels"][0, :length] == -100).all() and (batch["labels"][0, length:] != -100).all()
@@ -114,12 +114,12 @@ def test_training_ids_are_those_of_inference(collator) -> None:
 
 def test_messages_train_the_assistant_only(collator) -> None:
     messages = [
-        {"role": "user", "content": [{"type": "image", "image": picture("red"), "text": None}, {"type": "text", "text": "What?"}]},
+        {"role": "user", "content": [{"type": "image", "image": make_image("red"), "text": None}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "A fox."},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "Drawn: "}, {"type": "image"}]},
     ]  # fmt: skip
-    batch = collator([{"messages": messages, "images": [picture("blue"), picture("lime")]}])
+    batch = collator([{"messages": messages, "images": [make_image("blue"), make_image("lime")]}])
     assert trained_text(batch, collator) == [" A fox.</s> Drawn: <|startofimage|></s>"]
     colors = [tuple(pixel) for pixel in batch["target_pixel_values"][:, :, 0, 0].tolist()]
     assert colors == [(1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0)]
@@ -132,12 +132,12 @@ def test_packed_records(collator) -> None:
     start, slot = collator.processor.start_of_image_token_id, collator.processor.image_token_id
     unit = [start, *[slot] * 4]
     ids = [20, *unit, 21, EOS, BOS, 22, *unit, EOS]
-    batch = collator([{"input_ids": ids, "images": [picture()] * 2}, {"text": "<image>", "images": [picture()]}])
+    batch = collator([{"input_ids": ids, "images": [make_image()] * 2}, {"text": "<image>", "images": [make_image()]}])
     assert batch["document_starts"].tolist() == [0, 8, 0]
     no = -100
     expected = [20, start, *[no] * 4, 21, EOS, no, 22, start, *[no] * 4, EOS]
     assert batch["labels"][0].tolist() == expected
-    given = collator([{"input_ids": ids, "images": [picture()] * 2, "document_starts": [0, 0]}])
+    given = collator([{"input_ids": ids, "images": [make_image()] * 2, "document_starts": [0, 0]}])
     assert given["document_starts"].tolist() == [0, 0]
 
 
@@ -145,7 +145,7 @@ def test_packed_records(collator) -> None:
 def test_places_of_images_are_those_of_the_model(collator, seed) -> None:
     """The collator's rule of documents, and the labels of drawing, against the model's own, on random packed batches."""
     rng = random.Random(seed)
-    config, one = tiny_config(), picture()
+    config, one = tiny_config(), make_image()
     unit = [START_OF_IMAGE, *[IMAGE] * Q]
 
     def document() -> tuple[list[int], int]:
@@ -180,15 +180,15 @@ def test_places_of_images_are_those_of_the_model(collator, seed) -> None:
 
 
 def test_samples_that_share_a_row(collator) -> None:
-    """Tokens, labels and pictures are those of each alone; each is a document."""
+    """Tokens, labels and images are those of each alone; each is a document."""
     chat = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "A fox."},
     ]
     alone = [
-        {"text": "<image>ab", "prompt": "<image>a", "images": [picture()]},
-        {"messages": chat, "images": [picture("blue")], "region_masks": [np.ones((70, 80))]},
-        {"text": "<image>", "images": [picture("lime")], "image_loss_mask": [False]},
+        {"text": "<image>ab", "prompt": "<image>a", "images": [make_image()]},
+        {"messages": chat, "images": [make_image("blue")], "region_masks": [np.ones((70, 80))]},
+        {"text": "<image>", "images": [make_image("lime")], "image_loss_mask": [False]},
     ]
     batch, singles = collator([{"samples": alone, "id": "row"}]), [collator([one]) for one in alone]
     for name in ("input_ids", "labels", "attention_mask"):
@@ -207,7 +207,7 @@ def test_samples_that_share_a_row(collator) -> None:
 
 def test_modes_set_the_weights(collator) -> None:
     def weights(*modes: str | None) -> dict:
-        batch = collator([{"text": "<image>a", "images": [picture()], "mode": mode} for mode in modes])
+        batch = collator([{"text": "<image>a", "images": [make_image()], "mode": mode} for mode in modes])
         return {name: value for name, value in batch.items() if name.endswith("weight")}
 
     assert weights(None, "interleaved") == {}
@@ -220,8 +220,8 @@ def test_modes_set_the_weights(collator) -> None:
 
 
 def test_masks_and_supervision_per_image(collator) -> None:
-    whole = {"text": "<image>", "images": [picture()]}
-    region = {"text": "<image><image>", "images": [picture()] * 2, "region_masks": [None, np.zeros((70, 80))]}
+    whole = {"text": "<image>", "images": [make_image()]}
+    region = {"text": "<image><image>", "images": [make_image()] * 2, "region_masks": [None, np.zeros((70, 80))]}
     assert "region_masks" not in collator([whole])
     batch = collator([whole, region, {**whole, "image_loss_mask": [False]}])
     assert batch["region_masks"].mean(dim=(1, 2, 3)).tolist() == [1.0, 1.0, 0.0, 1.0]
@@ -235,7 +235,10 @@ def test_masks_and_supervision_per_image(collator) -> None:
             {"text": "<image>", "images": []},
             "Image features and image tokens do not match: sample x7 has 0 images, but 1",
         ),
-        ({"text": "a", "images": [picture()]}, "Image features and image tokens do not match: sample x7 has 1 images"),
+        (
+            {"text": "a", "images": [make_image()]},
+            "Image features and image tokens do not match: sample x7 has 1 images",
+        ),
         ({"text": "ab", "prompt": "b"}, "Sample x7: the prompt 'b' does not begin the text"),
         ({"images": []}, "Sample x7 has none of the keys text, messages, input_ids and samples"),
         ({"text": "a", "messages": []}, "Give exactly one"),
@@ -245,12 +248,12 @@ def test_masks_and_supervision_per_image(collator) -> None:
             "Image features and image tokens do not match: sample x7 has 1 image parts in its messages and 0 images",
         ),
         (
-            {"text": "<image>", "images": [picture()], "region_masks": []},
+            {"text": "<image>", "images": [make_image()], "region_masks": []},
             "Sample x7 has 0 entries in region_masks for 1",
         ),
         ({"text": "a" * 90}, "Sample x7 has 92 tokens .* max_length is 80"),
         (
-            {"text": "<image>", "images": [picture()], "region_masks": [np.ones((3, 3))]},
+            {"text": "<image>", "images": [make_image()], "region_masks": [np.ones((3, 3))]},
             "Region mask 0 is 3 x 3 but its image is 70 x 80",
         ),
     ],
@@ -262,19 +265,19 @@ def test_bad_samples_are_named(tiny_processor, sample, message) -> None:
 
 def test_too_many_images_are_named(tiny_processor) -> None:
     collator = DeemDataCollator(tiny_processor, max_images=2)
-    three = {"text": "<image>" * 3, "images": [picture()] * 3, "id": "x7"}
-    row = {"samples": [{"text": "<image>", "images": [picture()]}] * 3, "id": "x7"}
+    three = {"text": "<image>" * 3, "images": [make_image()] * 3, "id": "x7"}
+    row = {"samples": [{"text": "<image>", "images": [make_image()]}] * 3, "id": "x7"}
     for sample in (three, row):
         with pytest.raises(ValueError, match="Sample x7 has 3 images, max_images is 2"):
             collator([sample])
-    assert collator([{"text": "<image>" * 2, "images": [picture()] * 2}])["pixel_values"].shape[0] == 2
+    assert collator([{"text": "<image>" * 2, "images": [make_image()] * 2}])["pixel_values"].shape[0] == 2
 
 
 @pytest.mark.parametrize(
     "sample",
     [
         {"text": "<image>", "images": []},
-        {"text": "<image>" * 3, "images": [picture()] * 3},
+        {"text": "<image>" * 3, "images": [make_image()] * 3},
         {"text": "a" * 90},
         {"text": "a", "mode": "i2t"},
         {"text": 3},
@@ -286,20 +289,20 @@ def test_too_many_images_are_named(tiny_processor) -> None:
         {"text": "a", "mode": []},
         {"text": "ab", "trained_spans": [(0, 3)]},
         {"text": "ab", "trained_spans": [3]},
-        {"text": "<image>", "images": [picture()], "image_loss_mask": ["no"]},
-        {"text": "<image>", "images": [picture()], "document_starts": [99]},
-        {"text": "<image>", "images": [picture()], "region_masks": 3},
+        {"text": "<image>", "images": [make_image()], "image_loss_mask": ["no"]},
+        {"text": "<image>", "images": [make_image()], "document_starts": [99]},
+        {"text": "<image>", "images": [make_image()], "region_masks": 3},
         {"samples": []},
         {"samples": [3]},
         {"messages": 3},
-        {"input_ids": [BOS, START_OF_IMAGE, IMAGE, IMAGE, 20, IMAGE, IMAGE], "images": [picture()]},
+        {"input_ids": [BOS, START_OF_IMAGE, IMAGE, IMAGE, 20, IMAGE, IMAGE], "images": [make_image()]},
         {"input_ids": []},
         {"input_ids": [1, 20, 100_000]},
         {"input_ids": [1, 2.5]},
         {"input_ids": [-1]},
         {"input_ids": torch.tensor([1, 7, 8])[:0]},
-        {"text": "<image>", "images": [picture()], "region_masks": [np.ones((3, 3))]},
-        {"text": "<image>", "images": [picture(size=(400, 3))]},
+        {"text": "<image>", "images": [make_image()], "region_masks": [np.ones((3, 3))]},
+        {"text": "<image>", "images": [make_image(size=(400, 3))]},
         {"text": "<image>", "images": [Image.new("F", (8, 8))]},
         {"text": "<image>", "images": ["no/such/file.jpg"]},
         {"text": "<image>", "images": [np.full((8, 8, 3), np.nan)]},
@@ -324,7 +327,7 @@ def test_what_is_no_sample_is_refused_in_words(collator, sample) -> None:
 
 def test_sound_samples_pass_the_check(tiny_processor) -> None:
     collator = DeemDataCollator(tiny_processor, max_length=80, max_images=2)
-    turned = picture()
+    turned = make_image()
     turned.getexif()[0x0112] = 6
     for sample in (
         {
@@ -333,7 +336,7 @@ def test_sound_samples_pass_the_check(tiny_processor) -> None:
             "region_masks": [np.ones((80, 70))],
         },  # masks lie on the upright image
         {"text": "words"},
-        {"samples": [{"text": "<image>a", "images": [picture()]}, {"text": "b"}]},
+        {"samples": [{"text": "<image>a", "images": [make_image()]}, {"text": "b"}]},
     ):
         before = copy.deepcopy({name: value for name, value in sample.items() if name == "text"})
         collator.check(sample)
@@ -350,8 +353,8 @@ def test_tokenizer_must_tell_bos_from_eos(tiny_processor) -> None:
 def test_samples_stay_unchanged(collator) -> None:
     messages = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]
     samples = [
-        {"messages": messages, "images": [picture()]},
-        {"text": "<image>a", "images": [picture()], "region_masks": [np.ones((70, 80))]},
+        {"messages": messages, "images": [make_image()]},
+        {"text": "<image>a", "images": [make_image()], "region_masks": [np.ones((70, 80))]},
         {"input_ids": [BOS, 20, EOS]},
     ]
     before = copy.deepcopy(samples)
@@ -361,7 +364,7 @@ def test_samples_stay_unchanged(collator) -> None:
 
 
 def test_targets_can_be_left_out(tiny_processor) -> None:
-    batch = DeemDataCollator(tiny_processor, return_targets=False)([{"text": "<image>", "images": [picture()]}])
+    batch = DeemDataCollator(tiny_processor, return_targets=False)([{"text": "<image>", "images": [make_image()]}])
     assert "target_pixel_values" not in batch
 
 
@@ -374,8 +377,8 @@ def test_example_in_the_docstring_is_true(tiny_processor) -> None:
     names = {
         "processor": tiny_processor,
         "DeemDataCollator": DeemDataCollator,
-        "red": picture("red"),
-        "blue": picture("blue"),
+        "red": make_image("red"),
+        "blue": make_image("blue"),
         "print": lambda *values: lines.extend(" ".join(map(str, values)).splitlines()),
     }
     exec("\n".join(code), names)  # the example is ours

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Both sizes, crop geometry, region masks and the kinds of pictures users bring."""
+"""Both sizes, crop geometry, region masks and the kinds of images users bring."""
 
 import json
 
@@ -15,7 +15,7 @@ from processing.image_processing_pil_deem import covering_size, halving_sizes
 SIZES = {"size": {"height": 32, "width": 32}, "target_size": {"height": 64, "width": 64}}
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def make_image(height: int, width: int, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
@@ -28,7 +28,7 @@ def normalized(image: Image.Image, processor: DeemImageProcessorPil) -> torch.Te
 
 
 def test_squash_gives_both_sizes_each_normalized_once() -> None:
-    processor, image = DeemImageProcessorPil(**SIZES), picture(50, 70)
+    processor, image = DeemImageProcessorPil(**SIZES), make_image(50, 70)
     batch = processor(image, return_targets=True, return_tensors="pt")
     assert set(batch) == {"pixel_values", "target_pixel_values"}
     torch.testing.assert_close(
@@ -50,7 +50,7 @@ def test_center_crop_is_the_released_rule(height: int, width: int) -> None:
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return image.crop((left, top, left + side, top + side))
 
-    processor, image = DeemImageProcessorPil(do_center_crop=True, **SIZES), picture(height, width)
+    processor, image = DeemImageProcessorPil(do_center_crop=True, **SIZES), make_image(height, width)
     batch = processor(image, return_targets=True, return_tensors="pt")
     torch.testing.assert_close(batch["pixel_values"][0], normalized(released(image, 32), processor))
     target = torch.from_numpy(np.array(released(image, 64))).permute(2, 0, 1) / 127.5 - 1
@@ -65,7 +65,7 @@ def test_sizes_on_the_way() -> None:
 
 def test_mask_is_resized_with_nearest_like_torch() -> None:
     mask = np.random.default_rng(0).random((50, 70)) > 0.5
-    batch = DeemImageProcessorPil(**SIZES)(picture(50, 70), region_masks=mask, return_tensors="pt")
+    batch = DeemImageProcessorPil(**SIZES)(make_image(50, 70), region_masks=mask, return_tensors="pt")
     expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size=(32, 32))
     torch.testing.assert_close(batch["region_masks"], expected, atol=0, rtol=0)
 
@@ -77,13 +77,13 @@ def test_mask_vectors(shared_file) -> None:
             if name.startswith("resized_nearest_"):
                 height, width = (int(side) for side in name.removeprefix("resized_nearest_").split("x"))
                 processor = DeemImageProcessorPil(size={"height": height, "width": width})
-                resized = processor(picture(*mask.shape), region_masks=[mask])["region_masks"][0]
+                resized = processor(make_image(*mask.shape), region_masks=[mask])["region_masks"][0]
                 assert resized[0].tolist() == expected, (case["name"], name)
 
 
 @pytest.mark.parametrize("height, width", [(70, 50), (200, 131), (64, 300)])
 def test_mask_follows_the_crop_of_its_image(height: int, width: int) -> None:
-    # A picture that is its own mask: white inside the region, black outside.
+    # An image that is its own mask: white inside the region, black outside.
     mask = np.zeros((height, width), dtype=np.uint8)
     mask[height // 3 : height // 2, width // 3 : width // 2] = 1
     image = Image.fromarray(mask * 255).convert("RGB")
@@ -96,7 +96,7 @@ def test_mask_follows_the_crop_of_its_image(height: int, width: int) -> None:
 
 
 def test_masks_only_where_given_and_ones_for_whole_images() -> None:
-    processor, images = DeemImageProcessorPil(**SIZES), [picture(40, 40), picture(30, 50)]
+    processor, images = DeemImageProcessorPil(**SIZES), [make_image(40, 40), make_image(30, 50)]
     assert "region_masks" not in processor(images, region_masks=[None, None])
     batch = processor(images, region_masks=[None, np.zeros((30, 50))], return_tensors="pt")
     assert batch["region_masks"].shape == (2, 1, 32, 32) and batch["region_masks"].dtype == torch.float32
@@ -108,13 +108,13 @@ def test_masks_only_where_given_and_ones_for_whole_images() -> None:
 def test_wrong_masks_are_refused_with_the_numbers() -> None:
     processor = DeemImageProcessorPil(**SIZES)
     with pytest.raises(ValueError, match="Region mask 0 is 50 x 70 but its image is 70 x 50"):
-        processor(picture(70, 50), region_masks=np.ones((50, 70)))
+        processor(make_image(70, 50), region_masks=np.ones((50, 70)))
     with pytest.raises(ValueError, match="2 region masks for 1 images"):
-        processor(picture(70, 50), region_masks=[None, None])
+        processor(make_image(70, 50), region_masks=[None, None])
 
 
 def test_all_kinds_of_input_give_the_same() -> None:
-    processor, image = DeemImageProcessorPil(**SIZES), picture(50, 70)
+    processor, image = DeemImageProcessorPil(**SIZES), make_image(50, 70)
     array = np.array(image)
     expected = processor(image, return_tensors="pt")["pixel_values"]
     inputs = [
@@ -160,12 +160,12 @@ def test_exif_rotation_is_applied(tmp_path) -> None:
 
 def test_unreadable_files_are_named(tmp_path) -> None:
     processor = DeemImageProcessorPil(**SIZES)
-    (tmp_path / "nonsense.jpg").write_bytes(b"no picture")
-    picture(40, 40).save(tmp_path / "whole.jpg")
+    (tmp_path / "nonsense.jpg").write_bytes(b"no image")
+    make_image(40, 40).save(tmp_path / "whole.jpg")
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-400])
     for name in ("nonsense.jpg", "broken.jpg", "missing.jpg"):
         with pytest.raises(ValueError, match=f"Could not read the image .*{name}"):
-            processor([picture(9, 9), str(tmp_path / name)])
+            processor([make_image(9, 9), str(tmp_path / name)])
     with pytest.raises(ValueError, match="Could not read the image .*broken.jpg"):
         processor(Image.open(tmp_path / "broken.jpg"))
 
@@ -185,7 +185,7 @@ def test_save_and_load(tmp_path) -> None:
 
 
 def test_ordinary_arguments_are_honored() -> None:
-    processor, image = DeemImageProcessorPil(**SIZES), picture(50, 70)
+    processor, image = DeemImageProcessorPil(**SIZES), make_image(50, 70)
     assert processor(image, do_rescale=True, rescale_factor=-1.0, return_tensors="pt")["pixel_values"].mean() <= 0
     raw = processor(image, do_rescale=False, do_normalize=False, do_resize=False, return_tensors="np")["pixel_values"]
     assert (raw[0] == np.array(image).transpose(2, 0, 1)).all()
@@ -202,13 +202,13 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a height and a width"):
         DeemImageProcessorPil(size=-3)
     with pytest.raises(ValueError, match="square"):
-        DeemImageProcessorPil(size={"height": 32, "width": 64}, do_center_crop=True)(picture(50, 70))
+        DeemImageProcessorPil(size={"height": 32, "width": 64}, do_center_crop=True)(make_image(50, 70))
     with pytest.raises(ValueError, match="Leave `crop_size` out"):
         DeemImageProcessorPil(crop_size=100, **SIZES)
 
 
 def test_input_stays_unchanged() -> None:
-    array, mask = np.array(picture(50, 70)), np.ones((50, 70))
+    array, mask = np.array(make_image(50, 70)), np.ones((50, 70))
     before = array.copy(), mask.copy()
     DeemImageProcessorPil(**SIZES)(array, region_masks=mask, return_targets=True)
     assert (array == before[0]).all() and (mask == before[1]).all()
@@ -217,9 +217,9 @@ def test_input_stays_unchanged() -> None:
 def test_torchvision_backend_agrees_with_pil() -> None:
     pytest.importorskip("torchvision", reason="the torchvision backend needs torchvision")
     images = [
-        picture(50, 70).resize((300, 517), Image.Resampling.BICUBIC),
-        picture(131, 200),
-        picture(131, 200, seed=1),
+        make_image(50, 70).resize((300, 517), Image.Resampling.BICUBIC),
+        make_image(131, 200),
+        make_image(131, 200, seed=1),
     ]
     masks = [None, np.eye(131, 200), np.ones((131, 200))]
     for do_center_crop in (False, True):

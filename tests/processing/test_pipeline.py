@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NEW = 6
 
 
-def picture(seed: int) -> PIL.Image.Image:
+def make_image(seed: int) -> PIL.Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (40 + seed, 60, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels)
 
@@ -31,9 +31,9 @@ CHAT = [
     {
         "role": "user",
         "content": [
-            {"type": "image", "image": picture(0)},
+            {"type": "image", "image": make_image(0)},
             {"type": "text", "text": " and "},
-            {"type": "image", "image": picture(1)},
+            {"type": "image", "image": make_image(1)},
             {"type": "text", "text": "Which is larger?"},
         ],
     }
@@ -74,14 +74,14 @@ def test_pipeline_has_our_classes(pipe) -> None:
     assert type(pipe.processor) is DeemProcessor
 
 
-def test_chat_with_two_pictures(pipe) -> None:
+def test_chat_with_two_images(pipe) -> None:
     (answer,) = pipe(text=[CHAT], max_new_tokens=NEW)
     said = answer[0]["generated_text"][-1]
     assert said["role"] == "assistant" and said["content"]
     text = pipe.processor.apply_chat_template(CHAT, add_generation_prompt=True)
     assert text.count("<image>") == 2
-    assert said["content"] == continuation(pipe, text=text, images=[picture(0), picture(1)])
-    other = [{**CHAT[0], "content": [{"type": "image", "image": picture(5)}, *CHAT[0]["content"][1:]]}]
+    assert said["content"] == continuation(pipe, text=text, images=[make_image(0), make_image(1)])
+    other = [{**CHAT[0], "content": [{"type": "image", "image": make_image(5)}, *CHAT[0]["content"][1:]]}]
     assert pipe(text=other, max_new_tokens=NEW)[0]["generated_text"][-1]["content"] != said["content"]
 
 
@@ -93,24 +93,24 @@ def test_control_tokens_in_a_question_hide_no_image(pipe) -> None:
         with torch.no_grad():
             return pipe.model(**batch).logits[:, -1]
 
-    assert (logits(picture(0)) - logits(picture(5))).abs().max() > 1e-3
-    items = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "<s><image>"}]
+    assert (logits(make_image(0)) - logits(make_image(5))).abs().max() > 1e-3
+    items = [{"type": "image", "image": make_image(0)}, {"type": "text", "text": "<s><image>"}]
     (answer,) = pipe(text=[[{"role": "user", "content": items}]], max_new_tokens=NEW)
     assert isinstance(answer[0]["generated_text"][-1]["content"], str)
 
 
-def test_plain_prompt_with_a_picture(pipe) -> None:
+def test_plain_prompt_with_an_image(pipe) -> None:
     prompt = "<image> is a picture of"
-    (answer,) = pipe(images=picture(2), text=prompt, max_new_tokens=NEW, return_full_text=False)
-    assert answer["generated_text"] == continuation(pipe, text=prompt, images=picture(2))
+    (answer,) = pipe(images=make_image(2), text=prompt, max_new_tokens=NEW, return_full_text=False)
+    assert answer["generated_text"] == continuation(pipe, text=prompt, images=make_image(2))
 
 
 def test_batch_equals_its_prompts(pipe) -> None:
     prompts = ["<image> is a picture of", "Here, <image> beside <image>, we see"]
-    pictures = [[picture(2)], [picture(3), picture(4)]]
+    all_images = [[make_image(2)], [make_image(3), make_image(4)]]
     options = {"max_new_tokens": NEW, "return_full_text": False}
-    together = pipe(images=pictures, text=prompts, batch_size=2, **options)
-    for images, text, answer in zip(pictures, prompts, together, strict=True):
+    together = pipe(images=all_images, text=prompts, batch_size=2, **options)
+    for images, text, answer in zip(all_images, prompts, together, strict=True):
         answer = answer[0] if isinstance(answer, list) else answer
         assert answer["generated_text"] == continuation(pipe, text=text, images=images)
     assert len(together) == 2
@@ -130,17 +130,17 @@ def test_text_only_prompt(pipe) -> None:
 
 def test_processor_batch_with_text_only_rows_generates_as_its_rows(pipe) -> None:
     texts = ["<image>a", "only text here", "<image><image>"]
-    pictures = [[picture(0)], [], [picture(1), picture(2)]]
-    batch = pipe.processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    all_images = [[make_image(0)], [], [make_image(1), make_image(2)]]
+    batch = pipe.processor(text=texts, images=all_images, padding=True, return_tensors="pt")
     together = pipe.model.generate(**batch, max_new_tokens=NEW)[:, batch["input_ids"].shape[1] :]
-    for text, images, new in zip(texts, pictures, together, strict=True):
+    for text, images, new in zip(texts, all_images, together, strict=True):
         row = pipe.processor(text=text, images=images or None, return_tensors="pt")
         alone = pipe.model.generate(**row, max_new_tokens=NEW)[0, row["input_ids"].shape[1] :]
         assert new[: len(alone)].tolist() == alone.tolist()
 
 
-def test_pictures_are_drawn_from_processor_output(pipe) -> None:
-    batch = pipe.processor(text=["<image>a", "b"], images=[[picture(0)], []], padding=True, return_tensors="pt")
+def test_images_are_drawn_from_processor_output(pipe) -> None:
+    batch = pipe.processor(text=["<image>a", "b"], images=[[make_image(0)], []], padding=True, return_tensors="pt")
     drawn = pipe.model.generate_images(**batch, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     assert drawn.shape == (2, 3, 64, 64) and 0 <= drawn.min() <= drawn.max() <= 1
 
@@ -155,14 +155,14 @@ checkpoint = sys.argv[1]
 model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
 assert type(model) is modeling_deem.DeemForConditionalGeneration
 assert type(processor) is modeling_deem.DeemProcessor
-pictures = [PIL.Image.fromarray(np.full((30, 50, 3), shade, dtype=np.uint8)) for shade in (10, 200)]
+all_images = [PIL.Image.fromarray(np.full((30, 50, 3), shade, dtype=np.uint8)) for shade in (10, 200)]
 pipe = pipeline("image-text-to-text", model=checkpoint)
-chat = [{"role": "user", "content": [{"type": "image", "image": p} for p in pictures] + [{"type": "text", "text": "?"}]}]
+chat = [{"role": "user", "content": [{"type": "image", "image": p} for p in all_images] + [{"type": "text", "text": "?"}]}]
 options = {"max_new_tokens": 3, "return_full_text": False}
 answers = [
     pipe(text=chat, **options),
-    pipe(images=pictures[0], text="<image> shows", **options),
-    pipe(images=[[pictures[0]], [pictures[1]]], text=["<image> shows", "<image> is"], batch_size=2, **options),
+    pipe(images=all_images[0], text="<image> shows", **options),
+    pipe(images=[[all_images[0]], [all_images[1]]], text=["<image> shows", "<image> is"], batch_size=2, **options),
     pipe(text="words only", **options),
 ]
 print("ANSWERS " + json.dumps(answers, default=str))
@@ -197,44 +197,44 @@ def test_in_a_fresh_process(checkpoint, pipe, tmp_path, package: str) -> None:
 def test_images_and_placeholders_that_differ_are_refused(pipe) -> None:
     processor = pipe.processor
     for text, images in (
-        ("no placeholder", picture(0)),
+        ("no placeholder", make_image(0)),
         ("<image>", None),
-        ("<image> <image>", [picture(0)]),
-        (["<image>", "text"], [[picture(0)], [picture(1)]]),
-        (["<image>", "<image>"], [[picture(0), picture(1)], []]),
+        ("<image> <image>", [make_image(0)]),
+        (["<image>", "text"], [[make_image(0)], [make_image(1)]]),
+        (["<image>", "<image>"], [[make_image(0), make_image(1)], []]),
     ):
         with pytest.raises(ValueError, match="^Image features and image tokens do not match"):
             processor(text=text, images=images, return_tensors="pt")
     with pytest.raises(ValueError, match="^Image features and image tokens do not match: got 1 images and 2 <image>"):
-        pipe(images=picture(0), text="<image> <image>", max_new_tokens=1)
+        pipe(images=make_image(0), text="<image> <image>", max_new_tokens=1)
 
 
 def test_truncation_through_an_image_is_refused(pipe) -> None:
     with pytest.raises(ValueError, match="truncation cut through an image"):
-        pipe.processor(text="text <image>", images=picture(0), truncation=True, max_length=7, return_tensors="pt")
+        pipe.processor(text="text <image>", images=make_image(0), truncation=True, max_length=7, return_tensors="pt")
 
 
 def test_mask_of_another_size_is_refused(pipe) -> None:
     with pytest.raises(ValueError, match="10 x 12.*40 x 60"):
-        pipe.processor(text="<image>", images=picture(0), region_masks=[np.ones((10, 12))], return_tensors="pt")
+        pipe.processor(text="<image>", images=make_image(0), region_masks=[np.ones((10, 12))], return_tensors="pt")
 
 
 def test_unreadable_file_is_named(pipe, tmp_path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(ValueError, match="broken.jpg"):
         pipe.processor(text="<image>", images=str(broken), return_tensors="pt")
 
 
 def test_batch_cut_between_processor_and_model_is_refused(pipe) -> None:
-    batch = pipe.processor(text="<image> and <image>", images=[picture(0), picture(1)], return_tensors="pt")
+    batch = pipe.processor(text="<image> and <image>", images=[make_image(0), make_image(1)], return_tensors="pt")
     with pytest.raises(ValueError, match="^Image features and image tokens do not match, tokens: 8, features: 4"):
         pipe.model.generate(**{**batch, "pixel_values": batch["pixel_values"][:1]}, max_new_tokens=1)
 
 
 def test_processor_and_model_of_different_numbers_of_image_tokens_are_refused(pipe) -> None:
     processor = DeemProcessor(pipe.processor.image_processor, pipe.processor.tokenizer, num_image_tokens=Q + 1)
-    batch = processor(text="<image>", images=picture(0), return_tensors="pt")
+    batch = processor(text="<image>", images=make_image(0), return_tensors="pt")
     with pytest.raises(ValueError, match="tokens: 5, features: 4"):
         pipe.model.generate(**batch, max_new_tokens=1)
 

@@ -13,7 +13,7 @@ from processing import DeemProcessor
 SYSTEM = "You are a helpful assistant.\n\n"
 
 
-def picture(color: str = "red", size: tuple[int, int] = (80, 70)) -> Image.Image:
+def make_image(color: str = "red", size: tuple[int, int] = (80, 70)) -> Image.Image:
     return Image.new("RGB", size, color)
 
 
@@ -26,7 +26,7 @@ def chat(*parts, answer: str | None = None) -> list[dict]:
 
 
 def test_one_placeholder_becomes_start_of_image_and_slots(tiny_processor) -> None:
-    inputs = tiny_processor(text="a<image>b", images=picture(), return_tensors="pt")
+    inputs = tiny_processor(text="a<image>b", images=make_image(), return_tensors="pt")
     start, slot = tiny_processor.start_of_image_token_id, tiny_processor.image_token_id
     a, b = tiny_processor.tokenizer.convert_tokens_to_ids(["a", "b"])
     assert inputs["input_ids"].tolist() == [[1, a, start, slot, slot, slot, slot, b]]
@@ -35,8 +35,8 @@ def test_one_placeholder_becomes_start_of_image_and_slots(tiny_processor) -> Non
 
 
 def test_batches_nested_lists_and_text_only(tiny_processor) -> None:
-    one, two, three = picture("red"), picture("green"), picture("blue")
-    text = ["<image>", "no picture", "<image> and <image>"]
+    one, two, three = make_image("red"), make_image("green"), make_image("blue")
+    text = ["<image>", "no image", "<image> and <image>"]
     nested = tiny_processor(text=text, images=[[one], [], [two, three]], padding=True, return_tensors="pt")
     flat = tiny_processor(text=text, images=[one, two, three], padding=True, return_tensors="pt")
     assert nested["pixel_values"].shape == (3, 3, 64, 64)
@@ -52,7 +52,7 @@ def test_targets_and_masks_pass_through(tiny_processor) -> None:
     mask = np.zeros((70, 80))
     inputs = tiny_processor(
         text=["<image><image>"],
-        images=[[picture(), picture()]],
+        images=[[make_image(), make_image()]],
         region_masks=[[None, mask]],
         return_targets=True,
         return_tensors="pt",
@@ -64,10 +64,14 @@ def test_targets_and_masks_pass_through(tiny_processor) -> None:
 @pytest.mark.parametrize(
     "text, images, numbers",
     [
-        ("<image><image>", [picture()], "got 1 images and 2 <image> placeholders"),
-        ("none", [picture()], "got 1 images and 0 <image>"),
+        ("<image><image>", [make_image()], "got 1 images and 2 <image> placeholders"),
+        ("none", [make_image()], "got 1 images and 0 <image>"),
         ("<image>", None, "got 0 images and 1 <image>"),
-        (["<image>", "<image><image>"], [[picture(), picture()], [picture()]], r"per row of the batch: \[2, 1\] and"),
+        (
+            ["<image>", "<image><image>"],
+            [[make_image(), make_image()], [make_image()]],
+            r"per row of the batch: \[2, 1\] and",
+        ),
     ],
 )
 def test_count_mismatch_is_refused(tiny_processor, text, images, numbers) -> None:
@@ -76,19 +80,19 @@ def test_count_mismatch_is_refused(tiny_processor, text, images, numbers) -> Non
 
 
 def test_truncation_through_an_image_is_refused(tiny_processor) -> None:
-    arguments = {"images": picture(), "truncation": True, "return_tensors": "pt"}
+    arguments = {"images": make_image(), "truncation": True, "return_tensors": "pt"}
     assert tiny_processor(text="<image>abc", max_length=7, **arguments)["input_ids"].shape == (1, 7)
     with pytest.raises(ValueError, match="that is 4 image tokens, but only 3 are left .* to 5 tokens.*max_length"):
         tiny_processor(text="<image>abc", max_length=5, **arguments)
 
 
 def test_bos_stands_exactly_once(tiny_processor) -> None:
-    messages = chat(picture(), "What?")
+    messages = chat(make_image(), "What?")
     rendered = tiny_processor.apply_chat_template(messages, add_generation_prompt=True)
     direct = tiny_processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    in_two_steps = tiny_processor(text=rendered, images=picture(), return_tensors="pt")
+    in_two_steps = tiny_processor(text=rendered, images=make_image(), return_tensors="pt")
     assert rendered.startswith("<s>")
     for inputs in (direct, in_two_steps, tiny_processor(text="plain", return_tensors="pt")):
         assert (inputs["input_ids"] == 1).sum() == 1 and inputs["input_ids"][0, 0] == 1
@@ -106,7 +110,7 @@ def test_chat_template_is_the_released_dialogue(tiny_processor) -> None:
     user = "## USER: Based on the image, please answer the question. <image>How many?\n"
     expected = f"<s>{SYSTEM} {user} ## ASSISTANT: The answer is two</s>"
     messages = chat(
-        "Based on the image, please answer the question. ", picture(), "How many?", answer="The answer is two"
+        "Based on the image, please answer the question. ", make_image(), "How many?", answer="The answer is two"
     )
     assert render(messages) == expected
     assert render(messages[:1], add_generation_prompt=True) == f"<s>{SYSTEM} {user} ## ASSISTANT:"
@@ -131,7 +135,7 @@ def test_chat_template_refuses_what_it_cannot_render(tiny_processor) -> None:
 
 
 def test_generation_markers_cover_the_answers_only(tiny_processor) -> None:
-    messages = chat(picture(), "What?", answer="A fox.") + chat(picture("blue"), "And this?", answer="A hen.")
+    messages = chat(make_image(), "What?", answer="A fox.") + chat(make_image("blue"), "And this?", answer="A hen.")
     encoded = tiny_processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
     )
@@ -179,8 +183,8 @@ def test_save_and_load(tiny_tokenizer, tmp_path, arguments) -> None:
         assert second.tokenizer.padding_side == "left"
         text = ["a <image>", "longer <image>"]
         for one, other in zip(
-            first(text=text, images=[picture()] * 2, padding=True, return_tensors="pt").values(),
-            second(text=text, images=[picture()] * 2, padding=True, return_tensors="pt").values(),
+            first(text=text, images=[make_image()] * 2, padding=True, return_tensors="pt").values(),
+            second(text=text, images=[make_image()] * 2, padding=True, return_tensors="pt").values(),
             strict=True,
         ):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=0)  # torchvision's rounding where it is installed
@@ -189,12 +193,12 @@ def test_save_and_load(tiny_tokenizer, tmp_path, arguments) -> None:
 def test_number_of_tokens_for_servers(tiny_processor) -> None:
     counted = tiny_processor._get_num_multimodal_tokens(image_sizes=[(10, 20), (300, 400)])
     assert counted["num_image_tokens"] == [4, 4] and counted["num_image_patches"] == [1, 1]
-    types = tiny_processor(text="<image>ab", images=picture(), return_mm_token_type_ids=True)["mm_token_type_ids"]
+    types = tiny_processor(text="<image>ab", images=make_image(), return_mm_token_type_ids=True)["mm_token_type_ids"]
     assert sum(types[0]) == 4
 
 
 def test_decoding_leaves_out_special_tokens(tiny_processor) -> None:
-    inputs = tiny_processor(text=["<image>one", "two"], images=picture(), padding=True, return_tensors="pt")
+    inputs = tiny_processor(text=["<image>one", "two"], images=make_image(), padding=True, return_tensors="pt")
     assert tiny_processor.post_process_image_text_to_text(inputs["input_ids"]) == ["one", "two"]
 
 
@@ -260,17 +264,17 @@ def tiny_checkpoint(tiny_processor, tmp_path) -> str:
 def test_pipeline_answers_chats_prompts_batches_and_text(tiny_checkpoint) -> None:
     pipe = pipeline("image-text-to-text", model=tiny_checkpoint)
     arguments = {"max_new_tokens": 3, "return_full_text": False}
-    messages = chat(picture("red"), picture("blue"), "Which is red?")
+    messages = chat(make_image("red"), make_image("blue"), "Which is red?")
     (answer,) = pipe(text=messages, **arguments)
     assert isinstance(answer["generated_text"], str) and "USER" not in answer["generated_text"]
-    two_chats = pipe(text=[messages, chat("No picture.")], **arguments)
+    two_chats = pipe(text=[messages, chat("No image.")], **arguments)
     assert [one[0]["generated_text"] for one in two_chats][0] == answer["generated_text"]
     (full,) = pipe(text=messages, max_new_tokens=3)
     assert full["generated_text"][:-1] == messages
     assert full["generated_text"][-1] == {"role": "assistant", "content": answer["generated_text"]}
-    (plain,) = pipe(images=picture(), text="<image> is", **arguments)
+    (plain,) = pipe(images=make_image(), text="<image> is", **arguments)
     assert "is" not in plain["generated_text"]
-    batch = pipe(images=[picture("red"), picture("blue")], text=["<image> is", "a longer <image>"], **arguments)
+    batch = pipe(images=[make_image("red"), make_image("blue")], text=["<image> is", "a longer <image>"], **arguments)
     assert batch[0]["generated_text"] == plain["generated_text"]
-    (text_only,) = pipe(text="no picture", **arguments)
+    (text_only,) = pipe(text="no image", **arguments)
     assert isinstance(text_only["generated_text"], str)
