@@ -42,6 +42,7 @@ from recipes.data.samples import around_images, dialogue
 HUB = "hub:"  # prefix of a Hub id among the data: hub:<owner>/<name>[:<configuration>[:<split>]]
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json"}  # of `datasets`
 TABLES = (".csv", ".tsv")
+MAX_UNKNOWN = 20  # rows that are looked at for columns that are known
 
 
 @dataclass(frozen=True, order=True)
@@ -96,9 +97,9 @@ class DatasetReader(Reader):
         """Return the layout of the first row that can be read and tells.
 
         Raises:
-            DataError: if none can be read, or its columns are not known.
+            DataError: if none can be read, or the columns of the first `MAX_UNKNOWN` are not known.
         """
-        fault, row = None, {}
+        fault, unknown, read = None, [], False
         for shard in self.shards:
             try:
                 for entry in self.entries(shard):
@@ -107,15 +108,20 @@ class DatasetReader(Reader):
                     except BadSample as bad:  # a broken line, counted when the file is read
                         fault = bad
                         continue
-                    if (layout := layout_of(row)) is None:
-                        raise DataError(
-                            f"The columns of {self.name} are {sorted(row)}; expected {EXPECTED}. Rename them."
-                        )
-                    if layout != "texts":
+                    read, layout = True, layout_of(row)
+                    if layout is None:
+                        unknown.append(sorted(row))
+                        if len(unknown) == MAX_UNKNOWN:
+                            break
+                    elif layout != "texts":
                         return layout
             except BadSample as bad:
                 fault = bad
-        if not row and fault is not None:
+            if len(unknown) == MAX_UNKNOWN:
+                break
+        if unknown:
+            raise DataError(f"The columns of {self.name} are {unknown[0]}; expected {EXPECTED}. Rename them.")
+        if not read and fault is not None:
             raise DataError(f"No row of {self.name} can be read: {fault}. Repair or leave out these files.")
         return "document"
 

@@ -395,3 +395,13 @@ def test_folders_of_coco_are_no_labels(tmp_path):
         images(tmp_path, split)
     with pytest.raises(ValueError, match=r"several splits \(train2017, val2017\)"):
         find_files(str(tmp_path))
+
+
+def test_a_first_row_of_other_columns_costs_itself_alone(tmp_path, tiny_processor):
+    images(tmp_path)
+    rows = [
+        {"version": 1, "license": "x"},
+        *({"image": f"{name}.png", "caption": said} for name, said in SAID.items()),
+    ]
+    samples, skipped = read_source(write_jsonl(tmp_path / "a.jsonl", rows), tiny_processor)
+    assert captions(samples) == SAID and skipped == {"row of another layout": 1}
