@@ -13,13 +13,14 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test standards quality style clean
+.PHONY: help install demo test standards reliability quality style clean
 
 help:
 	@echo "make install   .venv with the pinned CPU torch, this package (editable) and its development tools"
 	@echo "make demo      parts -> pretrain -> SFT -> generate -> evaluate -> report, on a CPU, resumable"
 	@echo "make test      the test suite"
 	@echo "make standards transformers' own test mixins against our classes (downloads them; see tests/standards)"
+	@echo "make reliability bad inputs by the thousand, kills, full disks (docs/reliability.md)"
 	@echo "make quality   ruff check and ruff format --check"
 	@echo "make style     ruff check --fix and ruff format"
 	@echo "make clean     remove caches and build products (keeps .venv and runs)"
@@ -61,6 +62,10 @@ $(VENV)/transformers-tests/__init__.py: constraints.txt | $(STAMP)
 	tar -xzf $(VENV)/transformers-source/*.tar.gz -C $(@D) --strip-components=2 transformers-$(TRANSFORMERS)/tests
 	rm -r $(VENV)/transformers-source
 	touch $@
+
+reliability: export OMP_NUM_THREADS := 1
+reliability: $(STAMP)
+	$(BIN)/python tests/reliability/fuzz.py --out runs/reliability/fuzz.json
 
 quality: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

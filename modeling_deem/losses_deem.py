@@ -24,7 +24,7 @@ def text_loss(
     shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
     if num_items_in_batch is None:
         num_items_in_batch = (shift_labels != -100).sum()
-    count = torch.as_tensor(num_items_in_batch).clamp(min=1)
+    count, shift_labels = torch.as_tensor(num_items_in_batch).clamp(min=1), shift_labels.long()
     return ForCausalLMLoss(logits, None, logits.shape[-1], count, shift_labels=shift_labels)
 
 

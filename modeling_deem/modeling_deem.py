@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_deem import DeemImageAttention
 from .base_deem import DeemPreTrainedModel
+from .checks_deem import check_inputs
 from .composing_deem import ComposeMixin
 from .configuration_deem import DeemConfig
 from .generation_deem import DeemGenerationMixin
@@ -187,6 +188,8 @@ class DeemModel(DeemPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        text = dict(inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values)
+        check_inputs(input_ids=input_ids, pixel_values=pixel_values, region_masks=region_masks, **text)
         if pixel_values is not None and mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             raise ValueError("Give pixel_values or mm_encoder_outputs['image'], not both.")
         if inputs_embeds is None:
@@ -317,6 +320,8 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         cached = dict(past_key_values=past_key_values, image_states=image_states)
         outputs = self.model(input_ids, **text, **seen, **cached, return_dict=True, **kwargs)
         hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
+        targets = dict(labels=labels, target_pixel_values=target_pixel_values, target_latents=target_latents)
+        check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, **targets)
         weights = self.loss_weights(text_loss_weight, image_loss_weight, consistency_loss_weight)
         losses = dict.fromkeys(weights)
 

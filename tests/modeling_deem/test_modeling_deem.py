@@ -94,3 +94,33 @@ def test_pad_token_of_the_fixtures_is_the_models(model) -> None:
     config = model.config
     assert (config.pad_token_id, config.bos_token_id) == (PAD, BOS)
     assert (config.start_of_image_token_id, config.image_token_id, config.num_image_tokens) == (START, IMAGE, Q)
+
+
+def change(name: str, how) -> tuple[str, dict]:
+    batch = tiny_batch("btitti", "btit")
+    return name, {**batch, name: how(batch[name])}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [
+        change("input_ids", lambda ids: ids.tolist()),
+        change("input_ids", lambda ids: ids[0]),
+        change("input_ids", lambda ids: ids.float()),
+        change("labels", lambda labels: labels[:, 1:]),
+        change("labels", lambda labels: labels.bool()),
+        change("attention_mask", lambda mask: mask[:, :3]),
+        change("attention_mask", lambda mask: "all"),
+        change("attention_mask", lambda mask: {"a": 1}),
+        change("pixel_values", lambda pixels: pixels[0]),
+        change("pixel_values", lambda pixels: pixels[:, :1]),
+        change("pixel_values", lambda pixels: pixels[..., :32]),
+        change("pixel_values", lambda pixels: pixels.to(torch.uint8)),
+        change("target_pixel_values", lambda pixels: pixels[0]),
+        change("target_pixel_values", lambda pixels: "images"),
+    ],
+    ids=range(14),
+)
+def test_what_is_no_batch_is_refused_by_name(model, name: str, batch: dict) -> None:
+    with pytest.raises(ValueError, match=f"^{name} (is|has|have)"):
+        model(**batch)
