@@ -46,8 +46,6 @@ def read_image(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     name = f"{len(source)} bytes" if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
     try:
         image = open_file(_file_of(source))
-        if image.format == "EPS":
-            raise ValueError("a PostScript program, which is not run")
         check_size(*image.size)
         if getattr(image, "is_animated", False):
             with image:  # which else stays open
@@ -96,10 +94,15 @@ def _download(url: str) -> bytes:
 def open_file(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     """Open an image by its path or bytes as Pillow does, its pixels not yet read, and with Pillow's errors.
 
-    Texts and color profiles of a PNG that unpack to more than Pillow allows are left out.
+    Texts and color profiles of a PNG that unpack to more than Pillow allows are left out. PostScript is not identified:
+    Pillow would run it.
     """
     try:
-        return PIL.Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        image = PIL.Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        if image.format == "EPS":
+            image.close()
+            raise PIL.UnidentifiedImageError("a PostScript program, which is not run")
+        return image
     except ValueError:  # of such a text
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not data.startswith(_PNG):
