@@ -9,7 +9,13 @@ from typing import Any
 
 Skip = Callable[[str, str], None]  # (reason, name of the unusable thing)
 MIN_ENTRIES = 100  # before this many entries a share says nothing
+MAX_NAME = 300  # letters of a name in the report
 OUTCOMES = ("read", "dropped", "unusable")  # what becomes of an entry
+
+
+def printable(text: str) -> str:
+    """Return text that can be printed and encoded: halves of surrogate pairs, as cut JSON has them, are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class BadSample(Exception):
@@ -21,7 +27,7 @@ class BadSample(Exception):
     """
 
     def __init__(self, reason: str, name: str) -> None:
-        super().__init__(f"{reason}: {name}")
+        super().__init__(printable(f"{reason}: {name}"))
         self.reason = reason
         self.name = name
 
@@ -86,19 +92,19 @@ class DataReport:
         """Note that the format's own rules left the entry at this place out."""
         self._note("drop", source, reason, name, place)
         self._outcomes[source]["dropped"] += 1
-        self._dropped[source][reason][place] = name
+        self._dropped[source][reason][place] = printable(name[:MAX_NAME])
 
     def reject(self, source: str, shard: str, reason: str, name: str, place: str) -> None:
         """Note that the entry at this place, or the rest of the file, is unusable."""
         self._note("reject", source, shard, reason, name, place)
         self._outcomes[source]["unusable"] += 1
-        self._skipped[source][reason][place] = name
+        self._skipped[source][reason][place] = printable(name[:MAX_NAME])
         self._unusable[source][shard] += 1
 
     def skip(self, source: str, reason: str, name: str, place: str) -> None:
         """Note what is unusable in a sample that is otherwise used, e.g. one image of a document."""
         self._note("skip", source, reason, name, place)
-        self._skipped[source][reason][place] = name
+        self._skipped[source][reason][place] = printable(name[:MAX_NAME])
 
     def leave_out(self, source: str, shard: str, reason: str, number: int) -> None:
         """Note how many rows of a file the format's own rules leave out before they become entries."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.data.faults import BadSample, DataError, DataReport, LeftOut, Skip
+from recipes.data.faults import BadSample, DataError, DataReport, LeftOut, Skip, printable
 from recipes.data.readers.reader import Entry, Reader
 
 Finish = Callable[[dict[str, Any], random.Random], dict[str, Any]]
@@ -164,6 +164,7 @@ class ReaderPass:
                 for entry in self.reader.entries(shard, *(last or (0, 0))):
                     if last is not None and entry.number <= last[0]:
                         continue  # a resumed stream starts with the entry that was read last
+                    entry = entry._replace(key=printable(entry.key))
                     self.last = (entry.number, entry.offset)
                     if (entry.number + self.shard) % self.stride == self.phase:
                         yield (self.shard, entry.number, entry.offset), entry
@@ -220,6 +221,7 @@ class ReaderPass:
         for shard, at in wanted.items():
             try:
                 for entry in self.reader.fetch(self.shards[shard], at):
+                    entry = entry._replace(key=printable(entry.key))
                     found[shard, entry.number, entry.offset] = entry
             except DataError:
                 raise

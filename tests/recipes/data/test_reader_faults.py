@@ -317,3 +317,15 @@ def test_files_of_questions_whose_rows_are_no_list(tmp_path, spoilt, rows):
         (tmp_path / f"a_{name}.json").write_text(json.dumps({name: rows if name == spoilt else []}))
     samples, skipped = read(tmp_path, "questions")
     assert not samples and skipped == {"question or annotation file of another layout": 1}
+
+
+@pytest.mark.parametrize("name", ["\ud83d", "x" * 5000, "a\0b"])
+def test_names_that_nobody_can_print_end_no_run_and_no_report(tmp_path, name):
+    write_image(tmp_path / "a.jpg")
+    rows = [{**ASKED, "image_id": "a", "question_id": name}, {**ASKED, "image_id": name, "question_id": name}]
+    (tmp_path / "TextVQA_train.json").write_text(json.dumps({"data": rows}))
+    reader, report = READERS["textvqa"](find_files(str(tmp_path / "TextVQA_train.json"))[1]), DataReport()
+    (sample,) = (sample for _, sample in ReaderPass(reader, report, seed=0))
+    assert sample["id"].encode() and len(str(report).encode()) < 2000
+    (fault,) = report.to_dict()[reader.name]["skipped"].values()
+    assert fault["count"] == 1
