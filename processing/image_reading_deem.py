@@ -99,9 +99,7 @@ def open_file(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     """
     try:
         image = PIL.Image.open(BytesIO(source) if isinstance(source, bytes) else source)
-        if image.format == "EPS":
-            image.close()
-            raise PIL.UnidentifiedImageError("a PostScript program, which is not run")
+        _check_is_no_program(image)
         return image
     except ValueError:  # of such a text
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -116,8 +114,14 @@ def open_file(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     return PIL.Image.open(BytesIO(b"".join(kept)))
 
 
+def _check_is_no_program(image: PIL.Image.Image) -> None:
+    if image.format == "EPS":
+        raise PIL.UnidentifiedImageError("a PostScript program, which is not run")
+
+
 def decode(image: PIL.Image.Image) -> PIL.Image.Image:
     """Read the pixels of an opened image, with Pillow's errors, and the color that a PNG calls transparent as they are read."""
+    _check_is_no_program(image)
     if image.format == "PNG" and getattr(image, "tile", None) and "transparency" in image.info:
         color, scale = image.info["transparency"], _SHADES.get(image.tile[0][3])
         if scale is not None:

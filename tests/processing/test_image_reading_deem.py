@@ -343,8 +343,10 @@ def test_unreadable_addresses_are_named_with_the_reason(seen, server, tmp_path) 
 
 
 def test_programs_are_not_run(seen) -> None:
-    with pytest.raises(ValueError, match="a PostScript program, which is not run"):
-        seen(encoded(Image.new("L", (8, 8)), "EPS"))
+    program = encoded(Image.new("L", (8, 8)), "EPS")
+    for one in (program, Image.open(io.BytesIO(program))):
+        with pytest.raises(ValueError, match="a PostScript program, which is not run"):
+            seen(one)
 
 
 def test_a_palette_that_is_missing_is_refused_in_words(seen) -> None:
