@@ -111,10 +111,12 @@ def main() -> None:
     model, processor = load(model_args, run_args, data_args, training_args.seed)
     initial = Path(training_args.output_dir, "initial")
     with training_args.main_process_first(local=False, desc="saving the initial model"):  # the others find it there
-        save_initial(model, processor, initial)
+        save_initial(model, processor, initial, anew=training_args.resume_from_checkpoint is False)
     if training_args.lora is not None:  # adapters are saved with the name of what they adapt
         model, processor = load_for_training(str(initial))
-    train(model, processor, run_args, data_args, training_args)
+    start = {name: getattr(model_args, name) for name in ("model", "vision", "text", "diffusion")}
+    start = {name: folder for name, folder in start.items() if folder}
+    train(model, processor, run_args, data_args, training_args, started_from=start)
 
 
 if __name__ == "__main__":

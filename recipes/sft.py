@@ -91,7 +91,8 @@ def main() -> None:
         print_plan(config, run_args, data_args, training_args)
         return
     model, processor = load(model_args, run_args, data_args, training_args.seed)
-    train(model, processor, run_args, data_args, training_args, tuple(model_args.caption_forms))
+    forms, start = tuple(model_args.caption_forms), {"model": model_args.model}
+    train(model, processor, run_args, data_args, training_args, forms, start)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def main() -> None:
     held_out = script_args.eval_data
     held_out = default_data("chats", held_out=True) if held_out == ["world"] else held_out
     trainer = make_trainer(model, processor, training_args, load_rows(data), load_rows(held_out))
+    trainer.started_from = {"model": script_args.model}
     trainer.train(training_args.resume_from_checkpoint)
     if is_adapted(trainer.model):
         trainer.model = merge_adapters(trainer.model)

@@ -19,7 +19,8 @@ from recipes.original.published import SIZES
 from recipes.training.held_out import held_out_samples
 from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.training.plan import make_plan
-from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, last_complete_checkpoint
+from recipes.training.resuming import check_weights, last_complete_checkpoint
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 
 @dataclass
@@ -57,19 +58,22 @@ def load_for_training(
         model_config: fields of `DeemConfig` to change; parts that they add are initialized.
         image_size: side of the encoder's images in pixels, if not the checkpoint's.
     """
+    check_weights(folder)
     processor = AutoProcessor.from_pretrained(folder)
     if image_size is not None:
         processor.image_processor.size = {"height": image_size, "width": image_size}
     return AutoModel.from_pretrained(folder, **(model_config or {})), processor
 
 
-def save_initial(model: DeemForConditionalGeneration, processor: DeemProcessor, folder: Path) -> None:
+def save_initial(
+    model: DeemForConditionalGeneration, processor: DeemProcessor, folder: Path, anew: bool = False
+) -> None:
     """Keep the model as it was before training, for comparison; written whole or not at all.
 
     A folder that is already there stays if training goes on from a checkpoint; without one it is left from a run that
-    wrote none, and is replaced.
+    wrote none, and is replaced; so it is with `anew`.
     """
-    if folder.exists() and last_complete_checkpoint(folder.parent):
+    if not anew and folder.exists() and last_complete_checkpoint(folder.parent):
         return
     shutil.rmtree(folder, ignore_errors=True)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -138,10 +142,12 @@ def train(
     data_args: DataArguments,
     training_args: DeemTrainingArguments,
     caption_forms: tuple[str, ...] = ("plain",),
+    started_from: dict[str, str] | None = None,
 ) -> RecipeTrainer:
     """Train, going on from the last complete checkpoint, and save model, processor and the trainer's state.
 
     Args:
+        started_from: `{option: folder}` that the model was made of; a checkpoint of another start is refused.
         caption_forms: forms in which caption sources are used, see `build_dataset`.
     """
     dataset, report = build_dataset(
@@ -169,6 +175,7 @@ def train(
             : run_args.eval_answers
         ],
     )
+    trainer.started_from = started_from
     if run_args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
     trainer.train(training_args.resume_from_checkpoint)

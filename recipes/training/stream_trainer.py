@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """transformers' Trainer that goes on in a `MixedDataset` exactly where a checkpoint left it, without replaying data."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,17 @@ from transformers.trainer_utils import TrainOutput
 from recipes.data.stream.dataset import POSITION, MixedDataset, PositionCollator
 
 POSITION_FILE = "data_position_{rank}.pt"
+SAMPLE_IDS = "sample_ids"  # key of a batch under which the ids of its samples travel
+
+
+class NamingCollator:
+    """A collator that leaves the ids of the samples in the batch, under `SAMPLE_IDS`."""
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.collator(samples), SAMPLE_IDS: [str(sample["id"]) for sample in samples]}
 
 
 class _EndlessEpoch(TrainerCallback):
@@ -28,11 +40,15 @@ class StreamTrainer(Trainer):
 
     Each process reads its own share of the data, and so does each data worker. A checkpoint receives the position of
     every process in `data_position_<rank>.pt`.
+
+    Attributes:
+        sample_ids: ids of the samples of each micro-batch of the current step.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._resumed_from: str | None = None
+        self.sample_ids: list[list[str]] = []
         if self._stream is not None:
             self._stream.set_process(self.args.process_index, self.args.world_size)
             self.add_callback(_EndlessEpoch)
@@ -49,7 +65,7 @@ class StreamTrainer(Trainer):
         return DataLoader(
             self._stream,
             batch_size=self._train_batch_size,
-            collate_fn=PositionCollator(self.data_collator),
+            collate_fn=PositionCollator(NamingCollator(self.data_collator)),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -62,6 +78,7 @@ class StreamTrainer(Trainer):
         for batch in batches:
             if (position := batch.pop(POSITION, None)) is not None:
                 self._stream.note(position)
+        self.sample_ids = [batch.pop(SAMPLE_IDS, []) for batch in batches]
         if self._resumed_from is not None:  # starting the DataLoader has drawn a random number
             self._load_rng_state(self._resumed_from)
             self._resumed_from = None

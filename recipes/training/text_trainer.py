@@ -1,20 +1,25 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Training on text alone by trl's `SFTTrainer`: rows of chats -> batches -> trainer (recipes/sft_trl.py)."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, List, Value, concatenate_datasets, load_dataset
+from datasets import Image as ImageFeature
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import prepare_multimodal_messages
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
+from modeling_deem.training_deem import refuse_without_effect
 from processing import DeemDataCollator, DeemProcessor
 from recipes.data.readers.rows import BUILDERS, HUB
 from recipes.generation.prompt_form import use_chat_form
+from recipes.training.finite import FiniteTrainer
 from recipes.training.parameter_groups import new_rows
+from recipes.training.resuming import ResumingTrainer
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, prepare_parts
 
 
@@ -31,8 +36,8 @@ class TextTrainingArguments(DeemTrainingArguments, SFTConfig):
     )
 
 
-class TextTrainer(SFTTrainer):
-    """trl's trainer with `groups`, and with the table of parts in parts.json."""
+class TextTrainer(FiniteTrainer, ResumingTrainer, SFTTrainer):
+    """trl's trainer with `groups`, `on_nan`, checks of what it goes on from, and the table of parts in parts.json."""
 
     create_optimizer = RecipeTrainer.create_optimizer
 
@@ -81,8 +86,28 @@ def load_rows(sources: Sequence[str]) -> Dataset | None:
                 f"{source} has the columns {table.column_names}; expected messages, and images or image. Rename them, "
                 "or train with recipes/sft.py, which reads more layouts."
             )
-        tables.append(table.select_columns([c for c in table.column_names if c in ("messages", "images", "image")]))
+        kept = table.select_columns([c for c in table.column_names if c in ("messages", "images", "image")])
+        tables.append(_with_images(kept, Path(source) if Path(source).is_dir() else Path(source).parent))
     return concatenate_datasets(tables) if tables else None
+
+
+def _placed(row: dict[str, Any], name: str, folder: str) -> dict[str, Any]:
+    """Put the folder before the paths in a column."""
+    paths = row[name] if isinstance(row[name], list) else [row[name]]
+    placed = [path if path is None or "://" in path else os.path.join(folder, path) for path in paths]
+    return {name: placed if isinstance(row[name], list) else placed[0]}
+
+
+def _with_images(table: Dataset, folder: Path) -> Dataset:
+    """Return rows whose images are opened when read: from bytes, or from paths, which are relative to `folder`."""
+    for name, kind in (("images", List(ImageFeature())), ("image", ImageFeature())):
+        if name in table.column_names and table.features[name] != kind:
+            if table.features[name] in (Value("string"), List(Value("string"))):
+                table = table.map(_placed, fn_kwargs={"name": name, "folder": str(folder)})
+            table = table.cast_column(name, kind)
+    if "image" not in table.column_names and "images" not in table.column_names:  # trl looks for a column of images
+        table = table.add_column("images", [[]] * len(table), feature=List(ImageFeature()))
+    return table
 
 
 def freeze_image_decoder(config: DeemConfig, args: TextTrainingArguments) -> None:
@@ -101,8 +126,9 @@ def make_trainer(
     """Return the trainer of a model whose parts are frozen and adapted as the arguments say.
 
     Raises:
-        ValueError: only the new rows of the head were to train.
+        ValueError: only the new rows of the head were to train, or an argument has no effect.
     """
+    refuse_without_effect(args)
     use_chat_form(processor)
     freeze_image_decoder(model.config, args)
     prepared = prepare_parts(model, args)

@@ -20,13 +20,13 @@ from modeling_deem.training_deem import DeemTrainer, fill_in_arguments
 from recipes.data.faults import DataReport
 from recipes.evaluation.answers import share_answered
 from recipes.training.adapters import adapted_parts, add_adapters, is_adapted, merge_adapters
+from recipes.training.finite import FiniteTrainer
 from recipes.training.held_out import micro_batches
 from recipes.training.latent_cache import remove_vae
 from recipes.training.parameter_groups import format_parts, freeze_parts, parameter_groups, parts_table
+from recipes.training.resuming import COMPLETE, ResumingTrainer, checkpoint_to_resume, forget_checkpoints
 from recipes.training.step_meter import MeteredTrainer
 from recipes.training.stream_trainer import StreamTrainer
-
-COMPLETE = "complete"  # the file that is written when all else of a checkpoint is on disk
 
 
 @dataclass
@@ -46,6 +46,13 @@ class DeemTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where logs go."})
     per_device_eval_batch_size: int | None = field(
         default=None, metadata={"help": "Samples per micro-batch of an evaluation; as in training by default."}
+    )
+    on_nan: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do with a step whose loss or gradient holds NaN or inf: stop the run, or skip the step.",
+            "choices": ["stop", "skip"],
+        },
     )
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "Names of parts that do not train, e.g. model.language_model."}
@@ -94,19 +101,10 @@ def prepare_parts(model: PreTrainedModel, args: DeemTrainingArguments) -> nn.Mod
     return model if args.lora is None else add_adapters(model, args.lora)
 
 
-# ---- checkpoints ----
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """Return the checkpoint of the latest step that was saved to the end, or None."""
-    folders = [file.parent for file in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return str(max(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))) if folders else None
-
-
 # ---- the trainer ----
 
 
-class RecipeTrainer(DeemTrainer, MeteredTrainer, StreamTrainer):
+class RecipeTrainer(FiniteTrainer, ResumingTrainer, DeemTrainer, MeteredTrainer, StreamTrainer):
     """`DeemTrainer` on a stream of data, with parts, questions and checkpoints of a recipe.
 
     Args:
@@ -194,13 +192,15 @@ class RecipeTrainer(DeemTrainer, MeteredTrainer, StreamTrainer):
         with that; its training loss is NaN.
 
         Raises:
-            ValueError: the best checkpoint of such a run is gone.
+            ValueError: the best checkpoint of such a run is gone, or see `ResumingTrainer.train`.
         """
-        if resume_from_checkpoint is None or resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint is False and self.is_world_process_zero():
+            forget_checkpoints(self.args.output_dir)
+        resume_from_checkpoint = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
         if resume_from_checkpoint:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
             if state.global_step >= self.args.max_steps:  # Trainer would take one step more
+                self.check_same_run(resume_from_checkpoint)
                 print(
                     f"{resume_from_checkpoint} has reached step {state.global_step} of {self.args.max_steps}: nothing to do."
                 )

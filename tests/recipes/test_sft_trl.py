@@ -1,16 +1,20 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Text alone by trl's SFTTrainer: its batches, losses and gradients are ours, and nothing is drawn."""
 
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
 from deem_fixtures import tiny_model
 from peft import LoraConfig
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
@@ -97,6 +101,30 @@ def test_rows_as_trl_allows_them(rows, tiny_processor):
     assert "pixel_values" not in without
     with pytest.raises(ValueError, match=r"has \d+ tokens .*max_length is 20"):
         ChatCollator(tiny_processor, max_length=20)(same)
+
+
+def test_rows_without_images_and_images_as_bytes_or_paths(tiny_processor, run, tmp_path):
+    """Each file alone, and all together as the sources of one run."""
+    data, image = io.BytesIO(), Image.new("RGB", (64, 64), "red")
+    image.save(data, "PNG")
+    image.save(tmp_path / "a.png")
+    chat = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A card"}]
+    struct = {"bytes": data.getvalue(), "path": None}
+    columns = {
+        "bytes": {"images": [[data.getvalue()], []]},
+        "struct": {"images": [[struct], [struct]]},
+        "one": {"image": [data.getvalue()] * 2},
+        "paths": {"images": [["a.png"], ["a.png"]]},
+        "words": {},
+    }
+    files = [tmp_path / f"{name}.parquet" for name in columns]
+    for file in files:
+        pq.write_table(pa.table({"messages": [chat, chat], **columns[file.stem]}), file)
+        batch = ChatCollator(tiny_processor)(list(load_rows([str(file)])))
+        assert len(batch.get("pixel_values", [])) == {"bytes": 1, "words": 0}.get(file.stem, 2), file.stem
+    for source in (files[-1:], files):
+        _, logs = run(data=source, eval_strategy="no", max_steps=2, save_strategy="no")
+        assert [0 < log["loss"] < 20 for log in logs if "loss" in log] == [True, True]
 
 
 # ---- losses and gradients ----

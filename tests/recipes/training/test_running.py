@@ -186,6 +186,7 @@ def test_a_run_that_gets_no_better_stops_early(run, world):
         eval_samples=2,
         max_steps=50,
         learning_rate=1e3,
+        on_nan="skip",
         metric_for_best_model="eval_loss",
         load_best_model_at_end="true",
         early_stopping_patience=2,

@@ -24,8 +24,9 @@ from recipes.data.sources import DataArguments, build_dataset
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training.parameter_groups import freeze_parts, match_parameters, parameter_groups, parts_table
+from recipes.training.resuming import last_complete_checkpoint
 from recipes.training.run import save_initial
-from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, last_complete_checkpoint
+from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 FROZEN = ["model.language_model", "image_decoder.denoiser", "image_decoder.vae"]
 ROOT = Path(__file__).resolve().parents[3]
