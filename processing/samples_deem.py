@@ -45,6 +45,8 @@ def check_kinds(sample: Any, name: str) -> dict[str, Any]:
         sound = isinstance(value, types) and getattr(value, "ndim", 1)
         if sound and of_entries:
             sound = all(isinstance(one, of_entries) for one in (value.tolist() if hasattr(value, "tolist") else value))
+        if key == "images":  # one behind the other, as their places in the text
+            sound = sound and not any(isinstance(one, (list, tuple)) or one is None for one in value)
         if not sound:
             raise ValueError(
                 f"Sample {sample['id']} has {type(value).__name__} {value!r}"[:200]

@@ -383,3 +383,9 @@ def test_example_in_the_docstring_is_true(tiny_processor) -> None:
     }
     exec("\n".join(code), names)  # the example is ours
     assert [line.rstrip() for line in lines] == [line.rstrip() for line in printed if line.strip()]
+
+
+@pytest.mark.parametrize("images", [[[]], [[Image.new("RGB", (8, 8))]], [None]])
+def test_images_of_a_sample_that_are_no_list_of_images_are_named(tiny_processor, images: list) -> None:
+    with pytest.raises(ValueError, match=r"Sample card has list .* for images; expected a list of images"):
+        DeemDataCollator(tiny_processor)([{"id": "card", "text": "A <image>", "images": images}])
