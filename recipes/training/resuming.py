@@ -172,7 +172,16 @@ class ResumingTrainer(Trainer):
         return super().train(resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        """As the base class. Raises OSError where the disk is full or cannot be written: what still holds, and what to do."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have errors of their own
+            last = last_complete_checkpoint(self.args.output_dir)
+            raise OSError(
+                f"The checkpoint of step {self.state.global_step} could not be written to {self.args.output_dir} "
+                f"({type(error).__name__}: {error}). Make room or write access; the same command then goes on from "
+                f"{last or 'the start'}."
+            ) from error
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             folder.joinpath(SETTINGS).write_text(json.dumps(self.run_settings(), indent=2) + "\n")
