@@ -66,6 +66,7 @@ $(VENV)/transformers-tests/__init__.py: constraints.txt | $(STAMP)
 reliability: export OMP_NUM_THREADS := 1
 reliability: $(STAMP)
 	$(BIN)/python tests/reliability/fuzz.py --out runs/reliability/fuzz.json
+	$(BIN)/python tests/reliability/hostile.py
 	$(BIN)/python tests/reliability/kills.py
 	$(BIN)/python tests/reliability/endurance.py --out runs/reliability/endurance.json
 
