@@ -31,7 +31,8 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in RECIPES:
         raise ValueError(f"The first word names the recipe to compute for: {' or '.join(RECIPES)}.")
     recipe = RECIPES[sys.argv[1]]
-    parsed = parse_recipe((*recipe.ARGUMENTS, LatentArguments), recipe.CONFIG, sys.argv[2:])
+    default = pretrain.default_config(sys.argv[2:]) if recipe is pretrain else recipe.CONFIG
+    parsed = parse_recipe((*recipe.ARGUMENTS, LatentArguments), default, sys.argv[2:])
     model_args, run_args, data_args, training_args, latent_args = parsed
     if run_args.latents is None:
         raise ValueError("--latents missing: the folder for the latents, which training is then given too.")

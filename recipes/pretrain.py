@@ -7,12 +7,14 @@
         --vision V --text T --diffusion D --data mmc4/mmc4_annts 'laion/*.tar'   # the paper's settings
     python recipes/pretrain.py --config recipes/configs/pretrain.yaml --dry_run  # what that would do; runs nothing
 
-Without `--config`, recipes/configs/pretrain_cpu.yaml holds; flags override it. The same command started again goes on
+Without `--config`, recipes/configs/pretrain_cpu.yaml holds, with parts of your own pretrain_own_cpu.yaml, which freezes
+what the paper freezes; flags override it. The same command started again goes on
 from the last complete checkpoint. Writes into `--output_dir`: `initial/` (the composed model before training),
 `checkpoint-<step>/`, the trained model and processor, `parts.json`, `data_report.json`, `trainer_state.json`.
 """
 
-import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,11 +23,12 @@ from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 from modeling_deem import DeemConfig, DeemForConditionalGeneration, drawn_size
 from processing import DeemProcessor
 from recipes.data.sources import DataArguments, find_files
-from recipes.training.defaults import default_data, default_parts, parse_recipe
+from recipes.training.defaults import default_data, default_parts, merge, model_fields, parse_recipe
 from recipes.training.run import RunArguments, load_for_training, planned_config, print_plan, save_initial, train
 from recipes.training.trainer import DeemTrainingArguments
 
 CONFIG = Path(__file__).parent / "configs" / "pretrain_cpu.yaml"
+OWN_PARTS_CONFIG = CONFIG.with_name("pretrain_own_cpu.yaml")
 
 
 @dataclass
@@ -38,13 +41,16 @@ class ModelArguments:
     diffusion: str | None = field(default=None, metadata={"help": "Folder laid out as a diffusers pipeline."})
     num_image_tokens: int = field(default=77, metadata={"help": "Image tokens per image, when composing."})
     model_config: dict | str | None = field(
-        default=None, metadata={"help": "Fields of DeemConfig, when composing (a mapping; JSON as a flag)."}
+        default=None,
+        metadata={"help": "Fields of DeemConfig that differ (a mapping; JSON as a flag, merged into the file's)."},
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the encoder's images in pixels; the encoder's own by default."}
     )
     do_center_crop: bool = field(default=False, metadata={"help": "Crop images to a square; else squash them."})
 
     def __post_init__(self) -> None:
-        if isinstance(self.model_config, str):
-            self.model_config = json.loads(self.model_config)
+        self.model_config = model_fields(self.model_config)
         parts = {"vision": self.vision, "text": self.text, "diffusion": self.diffusion}
         missing = [name for name, part in parts.items() if part is None]
         if self.model and len(missing) < 3:
@@ -56,10 +62,21 @@ class ModelArguments:
 ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)
 
 
+def default_config(args: Sequence[str]) -> Path:
+    """Return the configuration that holds without `--config`: for parts of one's own, what the paper freezes is frozen.
+
+    Args:
+        args: the command line; parts that recipes/parts.py made are those of the small default.
+    """
+    flags = [piece for arg in args for piece in arg.split("=", 1)]
+    parts = [flags[at + 1] for at, flag in enumerate(flags[:-1]) if flag in ("--vision", "--text", "--diffusion")]
+    return OWN_PARTS_CONFIG if any(not Path(part, "training.json").is_file() for part in parts) else CONFIG
+
+
 def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
     """Return model and processor to start from."""
     if arguments.model:
-        return load_for_training(arguments.model)
+        return load_for_training(arguments.model, arguments.model_config, arguments.image_size)
     if not arguments.vision:
         arguments.vision, arguments.text, arguments.diffusion = default_parts()
     processor = DeemProcessor.from_parts(
@@ -70,12 +87,15 @@ def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGenera
         do_center_crop=arguments.do_center_crop,
         grounding_tokens=True,
     )
+    if arguments.image_size is not None:
+        processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
     model = DeemForConditionalGeneration.from_vision_text_diffusion_pretrained(
         arguments.vision,
         arguments.text,
         arguments.diffusion,
         num_image_tokens=arguments.num_image_tokens,
         tokenizer=processor.tokenizer,
+        image_size=arguments.image_size,
         freeze=(),  # the recipe says what trains
         **(arguments.model_config or {}),
     )
@@ -86,8 +106,9 @@ def planned_model(arguments: ModelArguments, run_args: RunArguments) -> DeemConf
     """Return the configuration that a dry run plans with; parts are loaded to learn their sizes."""
     if arguments.vision:
         return load_or_compose(arguments)[0].config
-    composed = {"perceiver_config": {"num_queries": arguments.num_image_tokens}, **(arguments.model_config or {})}
-    return planned_config(arguments.model, run_args.sizes, None if arguments.model else composed)
+    composed = {"perceiver_config": {"num_queries": arguments.num_image_tokens}}
+    changes = merge({} if arguments.model else composed, arguments.model_config or {})
+    return planned_config(arguments.model, run_args.sizes, changes)
 
 
 def load(
@@ -104,7 +125,7 @@ def load(
 
 
 def main() -> None:
-    model_args, run_args, data_args, training_args = parse_recipe(ARGUMENTS, CONFIG)
+    model_args, run_args, data_args, training_args = parse_recipe(ARGUMENTS, default_config(sys.argv[1:]))
     if run_args.dry_run:
         print_plan(planned_model(model_args, run_args), run_args, data_args, training_args)
         return

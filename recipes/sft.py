@@ -10,7 +10,6 @@ ways equally often, unless `caption_forms` says otherwise: as dialogues that ask
 for an image, and as in pretraining. Resuming and the files written are those of recipes/pretrain.py.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
 from recipes.data.readers.captions import FORMS
 from recipes.data.sources import DataArguments
-from recipes.training.defaults import FOLDERS, default_data, parse_recipe
+from recipes.training.defaults import FOLDERS, default_data, model_fields, parse_recipe
 from recipes.training.run import RunArguments, load_for_training, planned_config, print_plan, train
 from recipes.training.trainer import DeemTrainingArguments
 
@@ -54,8 +53,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.model_config, str):
-            self.model_config = json.loads(self.model_config)
+        self.model_config = model_fields(self.model_config)
 
 
 ARGUMENTS = (ModelArguments, RunArguments, DataArguments, DeemTrainingArguments)

@@ -10,7 +10,6 @@ Without `--config`, recipes/configs/sft_trl_cpu.yaml holds; flags override it. D
 goes on from a checkpoint only where `--resume_from_checkpoint` names one.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from transformers import set_seed
 
 from recipes.original.published import SIZES
 from recipes.training.adapters import is_adapted, merge_adapters
-from recipes.training.defaults import default_data, parse_recipe
+from recipes.training.defaults import default_data, model_fields, parse_recipe
 from recipes.training.plan import make_plan
 from recipes.training.run import load_for_training, planned_config
 from recipes.training.text_trainer import TextTrainingArguments, freeze_image_decoder, load_rows, make_trainer
@@ -58,8 +57,7 @@ class ScriptArguments:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.model_config, str):
-            self.model_config = json.loads(self.model_config)
+        self.model_config = model_fields(self.model_config)
 
 
 ARGUMENTS = (ScriptArguments, TextTrainingArguments)

@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Defaults of a training recipe without options: its configuration file, small parts, data of the synthetic world."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import PartialState
+from transformers import PreTrainedConfig
 from trl import TrlParser
 
+from modeling_deem import DeemConfig, DeemImageDecoderConfig, DeemPerceiverConfig
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
 from recipes.synthetic.writers import write_formats
@@ -25,6 +29,7 @@ SIZE = 64
 FOLDERS = {"mmc4": "mmc4_annts"} | {
     name: name for name in ("captions", "vqa", "karpathy", "refcoco", "vg", "coco", "osprey", "refcoco_masks", "chats")
 }
+WITH_MAPPING = ("--config=", "--model_config=")
 NUM_HELD_OUT = 200  # images, per format
 
 
@@ -42,13 +47,14 @@ def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] 
     args = list(sys.argv[1:] if args is None else args)
     if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(config), *args]
+    args = [piece for arg in args for piece in (arg.split("=", 1) if arg.startswith(WITH_MAPPING) else [arg])]
     named = {arg.split("=", 1)[0] for arg in args}
     if "--dry_run" in named and "--use_cpu" not in named:
         args += ["--use_cpu", "true"]  # a plan touches no device, and a machine without a GPU refuses bf16 otherwise
-    args = [piece for arg in args for piece in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     file = Path(args[args.index("--config") + 1]) if args[-1] != "--config" else None
     if file is None or not file.is_file():
         raise ValueError(f"--config names {str(file) if file else 'nothing'}: expected a YAML file that exists.")
+    args = _merge_model_config(args, file)
     # allow_abbrev: a flag that is not known must not be taken for another that begins like it
     parser = TrlParser(dataclasses, allow_abbrev=False)
     *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
@@ -61,6 +67,60 @@ def parse_recipe(dataclasses: Sequence[type], config: Path, args: Sequence[str] 
         )
         raise ValueError(f"Unknown flags, or keys of {file}: {hints}. See --help for all options.")
     return tuple(parsed)
+
+
+def _merge_model_config(args: list[str], file: Path) -> list[str]:
+    """Return the flags with `--model_config` merged into that of the configuration file.
+
+    With `--model`, the fields of a file that names no checkpoint, which are those of a composition, are left out.
+    """
+    at = args.index("--model_config") + 1 if "--model_config" in args[:-1] else 0
+    loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    base = (loaded.get("model_config") if isinstance(loaded, dict) else None) or {}
+    if any(arg == "--model" or arg.startswith("--model=") for arg in args) and "model" not in loaded:
+        base = {}
+        if not at:
+            return [*args, "--model_config", "{}"] if "model_config" in loaded else args
+    return [*args[:at], json.dumps(merge(base, model_fields(args[at]))), *args[at + 1 :]] if at else args
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes`, mappings within them merged alike."""
+    both = {key: merge(base[key], changes[key]) for key in base.keys() & changes.keys() if isinstance(base[key], dict)}
+    return {**base, **changes, **both}
+
+
+def model_fields(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """Return `--model_config` as a mapping.
+
+    Raises:
+        ValueError: it is no mapping, or names a field that DeemConfig or a configuration within it lacks; the message
+            offers near ones.
+    """
+    if given is None:
+        return None
+    try:
+        fields = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError:
+        fields = given
+    if not isinstance(fields, dict):
+        raise ValueError(f"--model_config {given} is no mapping: give JSON such as '{{\"image_loss_weight\": 0}}'.")
+    _check_fields(fields, DeemConfig, "")
+    return fields
+
+
+def _check_fields(fields: dict[str, Any], config: type[PreTrainedConfig], within: str) -> None:
+    known = [name for name in config.__dataclass_fields__ if not hasattr(PreTrainedConfig, name)]
+    nested = {"perceiver_config": DeemPerceiverConfig, "image_decoder_config": DeemImageDecoderConfig}
+    for name, value in fields.items():
+        if name not in config.__dataclass_fields__:
+            near = get_close_matches(name, known, n=3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(known))}."
+            if name == "image_size":
+                hint = "The size of images is the processor's: give --image_size."
+            raise ValueError(f"--model_config has no field {within}{name}. {hint}")
+        if name in nested and isinstance(value, dict):
+            _check_fields(value, nested[name], f"{within}{name}.")
 
 
 def default_data(*formats: str, held_out: bool = False) -> list[str]:

@@ -20,8 +20,8 @@ class StepMeter(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.seconds.append(time.perf_counter() - self.started)
         # The sums since the last log are not part of a checkpoint. With a log at each save nothing of them is lost, and a
-        # resumed run logs the same numbers as an uninterrupted one.
-        if control.should_save:
+        # resumed run logs the same numbers as an uninterrupted one. The last step is logged too.
+        if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True
 
     def read(self) -> dict[str, float]:

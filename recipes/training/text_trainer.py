@@ -20,6 +20,7 @@ from recipes.generation.prompt_form import use_chat_form
 from recipes.training.finite import FiniteTrainer
 from recipes.training.parameter_groups import new_rows
 from recipes.training.resuming import ResumingTrainer
+from recipes.training.step_meter import MeteredTrainer
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer, prepare_parts
 
 
@@ -36,7 +37,7 @@ class TextTrainingArguments(DeemTrainingArguments, SFTConfig):
     )
 
 
-class TextTrainer(FiniteTrainer, ResumingTrainer, SFTTrainer):
+class TextTrainer(FiniteTrainer, ResumingTrainer, MeteredTrainer, SFTTrainer):
     """trl's trainer with `groups`, `on_nan`, checks of what it goes on from, and the table of parts in parts.json."""
 
     create_optimizer = RecipeTrainer.create_optimizer

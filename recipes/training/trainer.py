@@ -43,6 +43,7 @@ class DeemTrainingArguments(TrainingArguments):
     adam_epsilon: float = field(default=1e-6, metadata={"help": "AdamW epsilon."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     seed: int = field(default=32, metadata={"help": "Seed of initialization, noise, data order and choices."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step; the last is logged always."})
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where logs go."})
     per_device_eval_batch_size: int | None = field(
         default=None, metadata={"help": "Samples per micro-batch of an evaluation; as in training by default."}
@@ -89,6 +90,16 @@ class DeemTrainingArguments(TrainingArguments):
             self.per_device_eval_batch_size = self.per_device_train_batch_size
         super().__post_init__()
         fill_in_arguments(self)
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Return the steps of warm-up; a tenth of a run that would end in its warm-up."""
+        steps = super().get_warmup_steps(num_training_steps)
+        if self.warmup_steps < 1 or steps < num_training_steps:
+            return steps
+        shorter = math.ceil(num_training_steps / 10)
+        if self.process_index == 0:
+            print(f"warmup_steps {steps} would be all of the {num_training_steps} steps: {shorter} are taken.")
+        return shorter
 
 
 def prepare_parts(model: PreTrainedModel, args: DeemTrainingArguments) -> nn.Module:

@@ -122,6 +122,50 @@ def test_without_config_the_default_holds_and_flags_override_it():
     assert parse(pretrain, "--groups", '{"gate": {"lr": 0.5}}')[3].groups == {"gate": {"lr": 0.5}}
 
 
+def test_fields_of_the_model_are_merged_into_the_file_and_checked(tmp_path):
+    default = parse(pretrain)[0].model_config
+    for flags in (["--model_config", '{"perceiver_config": {"num_hidden_layers": 1}, "text_loss_weight": 2}'],
+                  ['--model_config={"perceiver_config": {"num_hidden_layers": 1}, "text_loss_weight": 2}']):  # fmt: skip
+        merged = parse(pretrain, *flags)[0].model_config
+        expected = {**default, "text_loss_weight": 2}
+        assert merged == {**expected, "perceiver_config": {**default["perceiver_config"], "num_hidden_layers": 1}}
+    assert parse(pretrain, "--model", "deem")[0].model_config == {}  # which has sizes of its own
+    given = parse(pretrain, "--model", "deem", "--model_config", '{"text_loss_weight": 2}')[0].model_config
+    assert given == {"text_loss_weight": 2}
+    refused = {
+        '{"image_size": 128}': "no field image_size. The size of images is the processor's: give --image_size",
+        '{"image_los_weight": 1}': "no field image_los_weight. Did you mean image_loss_weight",
+        '{"perceiver_config": {"num_querys": 1}}': "no field perceiver_config.num_querys. Did you mean num_queries",
+        "3": "--model_config 3 is no mapping: give JSON",
+    }
+    for recipe in (pretrain, sft, sft_trl):
+        for value, message in refused.items():
+            with pytest.raises(ValueError, match=message):
+                parse(recipe, "--model_config", value)
+
+
+def test_own_parts_are_frozen_as_in_the_paper_the_small_ones_train(tmp_path):
+    parts = [f"--{name}={tmp_path / name}" for name in ("vision", "text", "diffusion")]
+    own = pretrain.default_config(parts)
+    *_, training = parse_recipe(pretrain.ARGUMENTS, own, parts)
+    paper = parse(pretrain, "--config", str(CONFIGS[0].parent / "pretrain.yaml"), "--use_cpu", "true")[3]
+    assert training.freeze == paper.freeze and "model.language_model" in training.freeze
+    assert all(training.groups[name] == paper.groups[name] for name in training.groups)
+    assert parse_recipe(pretrain.ARGUMENTS, own, parts)[0].model_config is None
+    for name in ("vision", "text", "diffusion"):  # as recipes/parts.py leaves them
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").touch()
+    assert pretrain.default_config(parts) == pretrain.default_config([]) == pretrain.CONFIG
+
+
+def test_a_warm_up_is_not_longer_than_the_run(capsys):
+    flags = ["--max_steps", "10"]
+    assert parse(pretrain, *flags)[3].get_warmup_steps(10) == 2 and parse(pretrain)[3].get_warmup_steps(240) == 30
+    assert parse(pretrain, *flags, "--warmup_steps", "500")[3].get_warmup_steps(10) == 1
+    assert "warmup_steps 500 would be all of the 10 steps: 1 are taken" in capsys.readouterr().out
+    assert parse(pretrain, *flags, "--warmup_steps", "5")[3].get_warmup_steps(10) == 5
+
+
 def test_flags_with_an_equals_sign_and_words_for_true_and_false():
     model, run, _, training = parse(pretrain, "--dry_run=true", "--resume_from_checkpoint", "false")
     assert run.dry_run and training.use_cpu and training.resume_from_checkpoint is False

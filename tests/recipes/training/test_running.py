@@ -160,6 +160,11 @@ def test_few_rows_can_be_trained_and_evaluated(run, tmp_path, capsys, number):
     )
 
 
+def test_the_first_and_the_last_step_are_logged(run):
+    _, logs = run("short", max_steps=3, logging_steps=10, save_strategy="no")
+    assert [log["step"] for log in logs if "loss" in log] == [1, 3]
+
+
 def test_options_that_the_data_stream_cannot_follow_are_refused(run, world):
     with pytest.raises(ValueError, match="auto_find_batch_size cannot be used.*smaller --per_device_train_batch_size"):
         run("refused", auto_find_batch_size="true")
