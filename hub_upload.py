@@ -13,7 +13,6 @@ and draws must equal what the package makes of the checkpoint.
 import argparse
 import hashlib
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -24,9 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import safe_open
+
+from recipes.run_report.card import find_record, write_card
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("modeling_deem", "processing")
@@ -195,176 +195,6 @@ def check_out(out: Path, checkpoint: Path) -> None:
         raise ValueError(f"{out} exists and is no repo folder of an earlier run. Name another with --out.")
 
 
-# ---- the model card ---------------------------------------------------------------------------------------------------
-
-CARD = """---
-{metadata}
----
-
-# {name}
-
-A [DEEM](https://arxiv.org/abs/2405.15232) model: a language model that reads and draws pictures, and whose image encoder
-was corrected by its own drawings.
-
-## How to load
-
-```python
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
-
-model = AutoModelForImageTextToText.from_pretrained("{repo}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{repo}", trust_remote_code=True)
-
-chat = [{{"role": "user", "content": [{{"type": "image", "image": "a.png"}}, {{"type": "text", "text": "What is this?"}}]}}]
-pipe = pipeline("image-text-to-text", model="{repo}", trust_remote_code=True)
-pipe(text=chat, max_new_tokens=20, return_full_text=False)
-
-inputs = processor(text="a red circle", return_tensors="pt")
-model.generate_images(**inputs, num_inference_steps=25)  # (1, 3, H, H) in [0, 1]
-```
-
-With the package installed, `import modeling_deem` takes the place of `trust_remote_code=True`. Needs `torch`,
-`transformers>=5.23` and `diffusers>=0.42`.
-
-## Parts
-
-{parts}
-
-Pictures are read at {size} pixels{drawn}. One picture takes {image_tokens} image tokens.
-
-## Losses
-
-{losses}
-
-## Training data
-
-Of the last stage; what its starting point was trained on stands in that one's card.
-
-{data}
-
-## Evaluation
-
-{evaluation}
-
-## Limits
-
-The model repeats what its parts and its training data contain, errors and prejudices included. It has had no safety
-training: do not put its words or pictures before people without a check. It was tried on prompts like those it was
-trained on, and on no others.
-
-## Licences
-
-The code is under the Apache License 2.0. The weights are subject to the licences of the parts they grew from{licences}.
-"""
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def parameter_counts(folder: Path) -> Counter:
-    """Parameters per part, from the headers of the weight files."""
-    counts: Counter = Counter()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="np") as weights:
-            for name in weights.keys():
-                pieces = name.removeprefix("model.").split(".")
-                part = pieces[1] if pieces[0] == "image_decoder" else pieces[0]
-                counts[part] += math.prod(weights.get_slice(name).get_shape())
-    return counts
-
-
-def parts_table(folder: Path, config: dict[str, Any], licences: dict[str, str]) -> str:
-    """What the model is made of: kind, size and licence of each part."""
-    counts, decoder = parameter_counts(folder), config.get("image_decoder_config")
-    unknown = "not recorded"
-    parts = [
-        ("vision encoder", config["vision_config"]["model_type"], "vision_tower", "vision"),
-        ("language model", config["text_config"]["model_type"], "language_model", "text"),
-    ]
-    if decoder:
-        parts.append(("denoiser", decoder["denoiser"]["_class_name"], "denoiser", "diffusion"))
-        parts.append(("VAE", decoder["vae"]["_class_name"], "vae", "diffusion"))
-    rows = [(what, kind, f"{counts.pop(part, 0):,}", licences.get(key, unknown)) for what, kind, part, key in parts]
-    rows.append(("what joins them", "DEEM", f"{sum(counts.values()):,}", "as the whole"))
-    return table(("part", "kind", "parameters", "licence"), rows)
-
-
-def losses_table(config: dict[str, Any], trainer_state: dict[str, Any]) -> str:
-    """Weights of the three losses, and their last logged values where training left a log."""
-    kinds = {
-        "text_loss": "cross-entropy of the next token",
-        "image_loss": "drawing the next picture from the text before it",
-        "consistency_loss": "redrawing each picture from its own image tokens",
-    }
-    if not config.get("image_decoder_config"):
-        kinds = {"text_loss": kinds["text_loss"]}
-    rows = []
-    for name, what in kinds.items():
-        logged = [entry for entry in trainer_state.get("log_history", []) if name in entry]
-        last = f"{logged[-1][name]:.4g} at step {logged[-1]['step']}" if logged else "not recorded"
-        rows.append((name, what, config.get(f"{name}_weight", "default"), last))
-    return table(("loss", "what it asks", "weight", "last value"), rows)
-
-
-def evaluation_table(metrics: dict[str, Any]) -> str:
-    """Figures of `metrics.json`: either plain numbers, or `{what, value, chance, count}`."""
-    rows = []
-    for name, figure in metrics.items():
-        figure = figure if isinstance(figure, dict) else {"value": figure}
-        if isinstance(value := figure.get("value"), int | float):
-            rows.append((figure.get("what", name), f"{value:.4g}", figure.get("chance", ""), figure.get("count", "")))
-    return table(("figure", "value", "chance", "samples"), rows) if rows else "No figures were recorded."
-
-
-def find_record(checkpoint: Path, *names: str) -> dict[str, Any]:
-    """A JSON file that training or evaluation left with the checkpoint, or beside a `checkpoint-<step>`; {} if none."""
-    folders = [checkpoint, *([checkpoint.parent] if checkpoint.name.startswith("checkpoint-") else [])]
-    paths = (folder / name for folder in folders for name in names)
-    return next((read_json(path) for path in paths if path.is_file()), {})
-
-
-def write_card(
-    folder: Path,
-    checkpoint: Path,
-    repo: str,
-    metrics: dict[str, Any],
-    licence: str = "other",
-    licences: dict[str, str] | None = None,
-    base_models: Sequence[str] = (),
-) -> None:
-    """Writes the model card README.md of a repo folder, from its config and from what training and evaluation left."""
-    config, processor = read_json(folder / "config.json"), read_json(folder / "processor_config.json")
-    size, target = (
-        f"{value['height']}x{value['width']}"
-        for value in (processor["image_processor"][key] for key in ("size", "target_size"))
-    )
-    data = find_record(checkpoint, "data_report.json")
-    sources = [(name, f"{counts['read']:,}", counts.get("dropped_by_rule", 0)) for name, counts in data.items()]
-    metadata = ModelCardData(
-        license=licence,
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["deem", "multimodal", "diffusion", "custom_code"],
-        base_model=list(base_models) or None,
-    )
-    card = CARD.format(
-        metadata=metadata.to_yaml(),
-        name=repo.rpartition("/")[2],
-        repo=repo,
-        parts=parts_table(folder, config, licences or {}),
-        size=size,
-        drawn=f" and drawn at {target}" if config.get("image_decoder_config") else "; this model does not draw",
-        image_tokens=processor["num_image_tokens"],
-        losses=losses_table(config, find_record(checkpoint, "trainer_state.json")),
-        data=table(("source", "samples read", "left out by rule"), sources) if sources else "Not recorded.",
-        evaluation=evaluation_table(metrics),
-        licences=", as in the table above" if licences else ", which were not recorded here",
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
 # ---- the test ---------------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +288,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--private", action="store_true", help="create the repository private")
     parser.add_argument("--dry-run", action="store_true", help="write and test the folder, upload nothing")
     parser.add_argument("--out", type=Path, help="the folder to write; outputs/hub/<name> by default")
+    parser.add_argument("--question", default="What is this?", help="that the card's example asks; one of your data")
+    parser.add_argument("--caption", default="a red circle", help="that the card's example draws; one of your data")
     parser.add_argument("--metrics", type=Path, help="metrics.json of an evaluation, for the model card")
     parser.add_argument("--licence", default="other", help="licence of the weights, a Hub identifier")
     parser.add_argument("--part-licences", nargs="*", default=[], metavar="PART=LICENCE", help="of the three parts")
@@ -488,7 +320,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     make_repo(args.checkpoint, out)
     # only figures that lie with the checkpoint are surely its own
     metrics = read_json(args.metrics) if args.metrics else find_record(args.checkpoint, "metrics.json")
-    write_card(out, args.checkpoint, args.repo, metrics, args.licence, licences, args.base_models)
+    example = {"question": args.question, "caption": args.caption}
+    write_card(out, args.checkpoint, args.repo, metrics, args.licence, licences, args.base_models, **example)
     print(f"Wrote {out}. Testing it without the packages.")
     check_repo(out, args.checkpoint, args.drawing_steps, args.python)
     print("It loads, and it answers as the package does.")

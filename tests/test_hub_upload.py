@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoProcessor, ConvNextImageProcessorPil
 
 import hub_upload
 from processing import DeemProcessor
+from recipes.run_report.card import parameter_counts
 
 CLASSES = ["DeemProcessor", "DeemImageProcessorPil", *["DeemForConditionalGeneration"] * 3, "DeemProcessor"]
 
@@ -35,7 +36,9 @@ def checkpoint(tmp_path_factory) -> Path:
         ConvNextImageProcessorPil(size={"shortest_edge": 64}), build_tokenizer(), num_image_tokens=Q, target_size=64
     ).save_pretrained(folder)
     (folder / "optimizer.pt").write_bytes(b"not for the Hub")
-    state = {"log_history": [{"step": 7, "text_loss": 1.25}, {"step": 7, "eval_loss": 2.0}]}
+    parts = {"perceiver": {"trainable": 120, "frozen": 0, "lr": [0.001], "weight_decay": [0.0]}}
+    (folder.parent / "parts.json").write_text(json.dumps(parts))
+    state = {"global_step": 7, "log_history": [{"step": 7, "text_loss": 1.25}, {"step": 7, "eval_loss": 2.0}]}
     (folder / "trainer_state.json").write_text(json.dumps(state))
     report = {"photos/*.tar": {"read": 1234, "dropped_by_rule": 5, "skipped": {}}}
     (folder.parent / "data_report.json").write_text(json.dumps(report))
@@ -78,12 +81,17 @@ def test_the_card_tells_what_is_known(repo) -> None:
         "| mit |",
         "| not recorded |",  # the diffusion part's licence
         "| text_loss | cross-entropy of the next token | 1.0 | 1.25 at step 7 |",
-        "| photos/*.tar | 1,234 | 5 |",
+        "| *.tar | 1,234 | 5 |",
         "| colors named | 0.5 |  | 10 |",
+        "| optimizer steps | 7 |",
+        "| `perceiver` trains | 120 parameters at a rate of 0.001 |",
+        "What was measured stands under Evaluation; nothing else was.",
+        "@inproceedings{luo2025deem,",
+        "  title     = {{DEEM}: Diffusion",
         'from_pretrained("org/deem", trust_remote_code=True)',
     ):
         assert expected in card, expected
-    total = sum(hub_upload.parameter_counts(repo).values())
+    total = sum(parameter_counts(repo).values())
     assert total == sum(parameter.numel() for parameter in tiny_model().parameters())
 
 
