@@ -139,6 +139,8 @@ def build_dataset(
     batch_size: int,
     seed: int,
     caption_forms: tuple[str, ...] = ("plain",),
+    most_images: int = 0,
+    most_tokens: int = 0,
 ) -> tuple[MixedDataset, DataReport]:
     """Build the training stream and the report that fills while it is read.
 
@@ -148,6 +150,7 @@ def build_dataset(
         batch_size: samples per micro-batch.
         seed: seed of order, choices and draws.
         caption_forms: forms in which a caption source is used; each is a source, and they share its probability.
+        most_images, most_tokens: what the model has room for in a sequence, 0 = no limit; samples of more are skipped.
 
     Raises:
         ValueError: if `data` is empty or cannot be read (see `find_files`), the probabilities do not fit it, or they
@@ -179,7 +182,8 @@ def build_dataset(
                     max_skipped=arguments.max_skipped,
                     flip=arguments.random_flip and (one.captioned or one.kind == "document"),
                     max_length=_max_length(arguments, packing),
-                    longest=0 if packing or arguments.max_length else _longest(processor),
+                    longest=0 if packing or arguments.max_length else _longest(processor, most_tokens),
+                    most_images=most_images,
                     group_prob=arguments.caption_group_prob if one.kind == "caption" else 0.0,
                     released_template=arguments.region_template == "released" and family in REGION_FAMILIES,
                 )
@@ -229,9 +233,9 @@ def _max_length(arguments: DataArguments, packing: Packing | Concatenation | Non
     return arguments.max_length if packing is None else 0
 
 
-def _longest(processor: ProcessorMixin) -> int:
+def _longest(processor: ProcessorMixin, most_tokens: int) -> int:
     """Return the most tokens of a sample where no option says it: some tokenizers name a length without meaning."""
-    return min(processor.tokenizer.model_max_length, LONGEST)
+    return min(processor.tokenizer.model_max_length, LONGEST, most_tokens or LONGEST)
 
 
 def _distinct(name: str, taken: set[str]) -> str:

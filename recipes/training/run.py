@@ -151,7 +151,13 @@ def train(
         caption_forms: forms in which caption sources are used, see `build_dataset`.
     """
     dataset, report = build_dataset(
-        data_args, processor, training_args.per_device_train_batch_size, training_args.seed, caption_forms
+        data_args,
+        processor,
+        training_args.per_device_train_batch_size,
+        training_args.seed,
+        caption_forms,
+        most_images=model.config.image_attention_max_images - 1,
+        most_tokens=getattr(model.config.text_config, "max_position_embeddings", 0),
     )
     set_prompt_form(processor, [source.reader for source in dataset.sources])
     samples = held_out(run_args, data_args, processor, training_args, caption_forms)

@@ -26,7 +26,7 @@ class Source:
     """One reader and what becomes of its samples; see `DataArguments`.
 
     With `packing`, documents and captions are tokenized and packed, dialogues put one behind the other; without, samples
-    are given as they are, unless they have more than `longest` tokens (0 = no limit).
+    are given as they are, unless they have more than `longest` tokens. No sample has more than `most_images` (0 = no limit).
     """
 
     reader: Reader
@@ -38,6 +38,7 @@ class Source:
     flip: bool = False
     max_length: int = 0
     longest: int = 0
+    most_images: int = 0
     released_template: bool = False
     group_prob: float = 0.0
 
@@ -57,6 +58,8 @@ class Source:
     def _finished(self, sample: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         if self.flip:
             sample = flip_images(sample, rng)
+        if self.most_images and len(sample.get("images") or ()) > self.most_images:
+            raise BadSample(f"more than {self.most_images} images, which the model has room for", sample["id"])
         if self.max_length:
             sample = limit_rounds(sample, self.processor, self.max_length)
         if self.released_template and "messages" in sample:

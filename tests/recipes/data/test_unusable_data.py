@@ -229,6 +229,18 @@ def test_a_row_of_more_images_than_fit_is_skipped(tmp_path, tiny_processor):
     assert len(samples) == 2 and skipped == {"longer than 4096 tokens": 1}
 
 
+def test_a_row_of_more_images_than_the_model_has_room_for_is_skipped(tmp_path, tiny_processor):
+    many = {"messages": turns("<image>" * 4), "images": ["a.png"] * 4}
+    fits = {"messages": turns("<image>" * 3), "images": ["a.png"] * 3}
+    data = DataArguments(data=[chats(tmp_path, many, fits)], max_skipped=1.0, pack_length=0)
+    dataset = build_dataset(data, tiny_processor, 1, 0, most_images=3)[0]
+    assert [len(sample["images"]) for sample in islice(dataset, 2)] == [3, 3]
+    (counts,) = dataset.report.to_dict().values()
+    assert {reason: fault["examples"] for reason, fault in counts["skipped"].items()} == {
+        "more than 3 images, which the model has room for": ["chats.jsonl:1"]
+    }
+
+
 def test_a_long_caption_is_skipped_without_packing_and_cut_with_it(tmp_path, tiny_processor):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("image,caption\na.png," + "red " * 25_000 + "\na.png,short\n")
