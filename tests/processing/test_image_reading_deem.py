@@ -3,6 +3,7 @@
 
 import base64
 import io
+import re
 import struct
 import threading
 import time
@@ -260,7 +261,7 @@ def test_floats_that_are_not_rescaled_stay_as_fine_as_they_are(seen) -> None:
         [],
         [[]],
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
 )
 def test_what_is_no_image_is_refused_in_words(seen, array) -> None:
     with pytest.raises(ValueError, match="(Give|Expected)"):

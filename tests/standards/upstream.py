@@ -15,9 +15,8 @@ from types import ModuleType
 import numpy as np
 import PIL.Image
 
-FOLDER = Path(
-    os.environ.get("TRANSFORMERS_TESTS", Path(__file__).resolve().parents[2] / ".venv" / "transformers-tests")
-).resolve()
+# `make standards` names the folder; `make test` leaves the mixins out, wherever they are.
+FOLDER = Path(os.environ.get("TRANSFORMERS_TESTS", "transformers-tests")).resolve()
 
 
 def local_picture(url: str) -> str:
@@ -48,7 +47,7 @@ MISSING = [name for name in STAND_INS if not Path(FOLDER, "..", *name.split(".")
 def why_absent() -> str | None:
     """What keeps the mixins from being imported, or None."""
     if not (FOLDER / "test_modeling_common.py").is_file():
-        return f"transformers' tests are not in {FOLDER}: run `make standards`, or set TRANSFORMERS_TESTS"
+        return f"transformers' tests are not in {FOLDER}: `make standards` downloads them and names their folder"
     if not (FOLDER / "__init__.py").is_file():
         return f"{FOLDER} has no __init__.py, which transformers' ConfigTester looks for: add an empty one"
     try:
