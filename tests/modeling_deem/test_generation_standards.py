@@ -242,6 +242,8 @@ def test_compiled_steps_are_one_graph_and_are_not_compiled_again(model, fewer: i
 @pytest.mark.parametrize("dynamic", [False, True], ids=["one size", "any size"])
 def test_parts_of_generation_export(model, dynamic: bool) -> None:
     """As transformers takes a multimodal model apart: image encoder, language model, head, and a step of decoding."""
+    if dynamic and model.config.text_config.model_type != "llama":
+        pytest.skip("sizes left open take long to export: two of the four models show it")
     exporting = pytest.importorskip("transformers.exporters.exporter_dynamo")
     from transformers.exporters.utils import decompose_for_generation, decompose_multimodal, get_leaf_tensors
 

@@ -58,7 +58,7 @@ def test_visible_images_of_each_token(model) -> None:
     word = "titbiti"
     batch = tiny_batch(word, "bt", targets=False)
     with torch.no_grad():
-        states = model.model(**batch).image_states
+        states = model.model(**batch, use_cache=True).image_states
     # t | s,iiii | t | b | s,iiii | t | s,iiii: an image is seen from its first image token to the next document's bos.
     seen = [[]] * 2 + [[0]] * 5 + [[]] * 2 + [[1]] * 6 + [[1, 2]] * 4
     got = [[k for k in range(3) if row[k]] for row in states.visible[0].tolist()]
