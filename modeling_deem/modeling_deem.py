@@ -318,10 +318,10 @@ class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTra
         text = dict(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
         seen = dict(pixel_values=pixel_values, region_masks=region_masks, mm_encoder_outputs=mm_encoder_outputs)
         cached = dict(past_key_values=past_key_values, image_states=image_states)
-        outputs = self.model(input_ids, **text, **seen, **cached, return_dict=True, **kwargs)
-        hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
         targets = dict(labels=labels, target_pixel_values=target_pixel_values, target_latents=target_latents)
         check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, **targets)
+        outputs = self.model(input_ids, **text, **seen, **cached, return_dict=True, **kwargs)
+        hidden_states, images = outputs.last_hidden_state, outputs.image_output  # [B, T, D]
         weights = self.loss_weights(text_loss_weight, image_loss_weight, consistency_loss_weight)
         losses = dict.fromkeys(weights)
 
