@@ -19,7 +19,7 @@ from torch import nn
 
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
-from recipes.data.stream.steps import turn_upright
+from processing.image_reading_deem import upright
 
 SUFFIX = ".safetensors"
 
@@ -30,7 +30,7 @@ def image_key(image: Image.Image) -> str:
     A mirrored image has another name, and so have the same pixels with another EXIF orientation, which the image
     processor obeys.
     """
-    image = turn_upright(image)
+    image = upright(image)
     digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()[:32]

@@ -4,10 +4,11 @@
 import random
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from transformers import ProcessorMixin
 
 from processing import DeemDataCollator
+from processing.image_reading_deem import upright
 from recipes.data.faults import BadSample
 
 
@@ -30,21 +31,15 @@ def count_tokens(sample: dict[str, Any], processor: ProcessorMixin) -> int:
         ValueError: for whatever else the collator refuses.
     """
     for image, mask in zip(sample.get("images") or (), sample.get("region_masks") or (), strict=False):
-        if mask is not None and mask.shape != turn_upright(image).size[::-1]:
+        if mask is not None and mask.shape != upright(image).size[::-1]:
             raise BadSample("region mask of another size than its image", sample["id"])
     return len(DeemDataCollator(processor, return_targets=False).encode(sample)["input_ids"])
-
-
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Return the image as it is to be seen: turned as its EXIF orientation says, which is then removed."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
 
 
 def mirrored(image: Image.Image) -> Image.Image:
     """Exchange left and right. The image is turned upright first: with its EXIF orientation kept, one that lies on its
     side would be upside down after the image processor turns it."""
-    return ImageOps.mirror(turn_upright(image))
+    return ImageOps.mirror(upright(image))
 
 
 def flip_images(sample: dict[str, Any], rng: random.Random) -> dict[str, Any]:
