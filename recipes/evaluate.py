@@ -26,7 +26,7 @@ from trl import TrlParser
 
 from recipes.evaluation.figures import format_figures
 from recipes.evaluation.measures import MEASURES
-from recipes.evaluation.samples import describe_scene, write_samples
+from recipes.evaluation.samples import describe_scene, write_drawings, write_samples
 from recipes.evaluation.subject import Subject
 from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, make_scheduler
 from recipes.prompts import PROMPTS
@@ -51,7 +51,9 @@ class EvaluateArguments(Numbers):
         default=None, metadata={"help": "Checkpoint to compare the consistency loss with; without it, no comparison."}
     )
     out: str = field(default="outputs/evaluate", metadata={"help": "Folder for metrics.json and samples/."})
-    num_samples: int = field(default=8, metadata={"help": "Images on the sample sheet."})
+    num_samples: int = field(
+        default=8, metadata={"help": "Images on the sample sheet; 0 leaves out the sheet of drawings too."}
+    )
     num_inference_steps: int = field(
         default=DRAWING_STEPS,
         metadata={"help": "Denoising steps of an image; give more with a scheduler that adds noise."},
@@ -96,6 +98,7 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
         write_samples(
             subject, [describe_scene(scene) for scene in subject.unseen(arguments.num_samples)], out / "samples"
         )
+        write_drawings(subject, out / "samples")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     print(format_figures(metrics))
     return metrics

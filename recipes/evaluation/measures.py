@@ -12,7 +12,15 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from recipes.data.samples import IMAGE, content
-from recipes.evaluation.figures import caption_figure, color_figure, consistency_figure, drawing_figure, share_right
+from recipes.evaluation.figures import (
+    caption_figure,
+    color_figure,
+    consistency_figure,
+    drawing_figure,
+    drawn_kind_figure,
+    share_right,
+)
+from recipes.evaluation.judge import KindJudge
 from recipes.evaluation.scenes import color_question, one_color_scenes, several_object_scenes
 from recipes.evaluation.subject import Subject
 from recipes.generation.checkpoint import load_for_inference
@@ -66,10 +74,18 @@ def consistency_loss(
 
 
 def drawing_figures(subject: Subject, number: int) -> Figures:
-    """Measure whether images drawn from captions with one color have it as their dominant color."""
-    captions = [scene.caption("medium") for scene in one_color_scenes(subject.world, number)]
-    prompts = [make_prompt(subject.processor, subject.draw_template, caption) for caption in captions]
-    return {"drawing": drawing_figure(captions, subject.draw(prompts))}
+    """Measure whether images drawn from captions with one object show its color, and its kind to a judge.
+
+    The judge is the encoder of the reference, where there is one; else the model's own, which its drawings have trained.
+    """
+    scenes = one_color_scenes(subject.world, number)
+    captions = [scene.caption("medium") for scene in scenes]
+    drawn = subject.draw([make_prompt(subject.processor, subject.draw_template, caption) for caption in captions])
+    judging = load_for_inference(subject.reference) if subject.reference else (subject.model, subject.processor)
+    judge = KindJudge(*judging, subject.world)
+    real = share_right("", None, judge.name([scene.image for scene in scenes]), [scene.main.kind for scene in scenes])
+    kinds = drawn_kind_figure(captions, judge.name(drawn), real["value"])
+    return {"drawing": drawing_figure(captions, drawn), "drawn_kind": kinds}
 
 
 def region_figures(subject: Subject, number: int) -> Figures:

@@ -10,6 +10,7 @@ from recipes.evaluation.scenes import color_question
 from recipes.evaluation.subject import Subject
 from recipes.generation.prompt import make_prompt
 from recipes.synthetic.scenes import Scene
+from recipes.synthetic.vocabulary import COLORS, KINDS, UNSEEN, dominant_color
 
 
 def describe_scene(scene: Scene) -> dict[str, Any]:
@@ -49,3 +50,23 @@ def write_samples(subject: Subject, samples: Sequence[dict[str, Any]], folder: s
             row |= {"question": sample["question"], "right_answer": sample["answer"], "answer": next(answers)}
         rows.append(row)
     (folder / "samples.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def write_drawings(subject: Subject, folder: str | Path) -> None:
+    """Write a drawing of each kind in each color, asked for as "a red circle".
+
+    Args:
+        folder: gets `drawing_<i>.png` and `drawings.json`: per drawing its file, prompt, color, dominant color, and whether
+            images of that kind in that color were trained on.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [(kind, color) for color in COLORS for kind in KINDS]
+    asked = [f"a {color} {kind}" for kind, color in names]
+    drawn = subject.draw([make_prompt(subject.processor, subject.draw_template, text) for text in asked])
+    rows = []
+    for number, ((kind, color), text, image) in enumerate(zip(names, asked, drawn, strict=True)):
+        row = {"file": f"drawing_{number}.png", "prompt": text, "color": color, "dominant": dominant_color(image)}
+        image.save(folder / row["file"])
+        rows.append(row | {"trained": (kind, color) not in UNSEEN})
+    (folder / "drawings.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")

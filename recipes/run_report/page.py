@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from recipes.run_report.markup import section
-from recipes.run_report.plots import plot_sheet
+from recipes.run_report.plots import plot_drawings, plot_sheet
 from recipes.run_report.sections import figure_tiles, sample_sections, stage_curves, stage_sections
 from recipes.run_report.stages import find_stages, read_json
 
@@ -29,6 +29,7 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
     stages = find_stages(run)
     evaluation = run / "evaluation" if (run / "evaluation").is_dir() else run
     metrics, samples = read_json(evaluation / "metrics.json"), read_json(evaluation / "samples" / "samples.json")
+    drawings = read_json(evaluation / "samples" / "drawings.json")
     if not stages and not metrics and not samples:
         raise ValueError(
             f"Nothing to report in {str(run)!r}: expected a trainer_state.json there, in a checkpoint-* folder or one "
@@ -38,6 +39,8 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
     plots.mkdir(exist_ok=True)
     if samples:
         plot_sheet(samples, evaluation / "samples", plots / "sheet.png")
+    if drawings:
+        plot_drawings(drawings, evaluation / "samples", plots / "drawings.png")
     title = title or f"Run {run.resolve().name}"
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     body = "".join(
@@ -48,7 +51,7 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
                 "Pale: as logged. Strong: exponential mean over a twentieth of the run.",
                 *(stage_curves(stage, plots) for stage in stages),
             ),
-            *sample_sections(samples, evaluation / "samples"),
+            *sample_sections(samples, drawings, evaluation / "samples"),
             *stage_sections(stages),
         ]
     )

@@ -47,3 +47,22 @@ def plot_sheet(samples: Sequence[dict[str, str]], folder: Path, path: Path) -> P
     figure.savefig(path)
     plt.close(figure)
     return path
+
+
+def plot_drawings(drawings: Sequence[dict[str, str]], folder: Path, path: Path) -> Path:
+    """Plot the contact sheet: a row of drawings per color, the prompt under each."""
+    colors = list(dict.fromkeys(drawing["color"] for drawing in drawings))
+    rows = [[drawing for drawing in drawings if drawing["color"] == color] for color in colors]
+    size = (1.5 * max(map(len, rows)), 1.7 * len(rows))
+    figure, grid = plt.subplots(
+        len(rows), max(map(len, rows)), figsize=size, dpi=150, layout="constrained", squeeze=False
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for places, row in zip(grid, rows, strict=True):
+        for axes, drawing in zip(places, row, strict=False):
+            axes.imshow(plt.imread(folder / drawing["file"]), interpolation="nearest")
+            axes.set_title(drawing["prompt"], fontsize=8, y=-0.16)
+    figure.savefig(path)
+    plt.close(figure)
+    return path

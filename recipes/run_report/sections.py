@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from recipes.evaluation.figures import format_each
 from recipes.run_report.markup import cards, inline, section, table
 from recipes.run_report.plots import ROLES, plot_curve
 from recipes.run_report.stages import StageLog
@@ -30,9 +31,11 @@ def figure_tiles(metrics: dict[str, dict[str, Any]]) -> str:
         beside = [] if aim is None else [f"aim {aim:.0%}"]
         beside += [f"chance {figure['chance']:.0%}"] if "chance" in figure else []
         beside += [f"{figure['loss']:.3f} against {figure['reference']:.3f}"] if "reference" in figure else []
+        beside += [f"real images {figure['on_real']:.0%}"] if "on_real" in figure else []
+        each = f"<br><small>{escape(format_each(figure))}</small>" if "each" in figure else ""
         contents.append(
             f'<b class="{reached}">{figure["value"]:.1%}</b>{escape(figure["what"])}<br>'
-            f"<small>{' · '.join(beside)} · {figure['count']} images</small>"
+            f"<small>{' · '.join(beside)} · {figure['count']} images</small>{each}"
         )
     return cards("tiles", contents, "tile")
 
@@ -50,6 +53,20 @@ def sheet_cards(samples: Sequence[dict[str, str]], folder: Path) -> str:
             f"<span>truth</span> {escape(sample['truth'])}</p>"
         )
     return cards("sheet", contents)
+
+
+def drawing_cards(drawings: Sequence[dict[str, Any]], folder: Path) -> str:
+    """Return the drawings with their prompts beneath, and whether the color asked for is the dominant one."""
+    contents = []
+    for drawing in drawings:
+        right = drawing["dominant"] == drawing["color"]
+        found = "✓" if right else f"✗ {drawing['dominant'] or 'no color'}"
+        note = "" if drawing["trained"] else "<br><span>never trained on</span>"
+        contents.append(
+            f"{inline(folder / drawing['file'], drawing['prompt'])}<p>{escape(drawing['prompt'])} "
+            f'<b class="{"good" if right else "bad"}">{found}</b>{note}</p>'
+        )
+    return cards("drawings", contents, "drawing")
 
 
 def answer_cards(samples: Sequence[dict[str, str]], folder: Path) -> str:
@@ -120,12 +137,14 @@ def stage_curves(stage: StageLog, folder: Path) -> str:
     return f"<h3>{escape(stage.name)}</h3>{cards('curves', drawn)}" if drawn else ""
 
 
-def sample_sections(samples: Sequence[dict[str, str]], folder: Path) -> list[str]:
-    """Return the sections of what the encoder sees and of the answers."""
+def sample_sections(samples: Sequence[dict[str, str]], drawings: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """Return the sections of the drawings, of what the encoder sees and of the answers."""
+    asked = "Each drawn from the words beneath it alone; ✓ where most of its vivid pixels have the color asked for."
     order = (
         "Left to right: the input; the image redrawn from its own image tokens; an image drawn from the true caption."
     )
     return [
+        section("Drawings", asked, drawing_cards(drawings, folder)),
         section("What the encoder sees", order, sheet_cards(samples, folder)),
         section("Answers", "One question per image.", answer_cards(samples, folder)),
     ]

@@ -13,13 +13,21 @@ from trl import TrlParser
 
 from processing import DeemProcessor
 from recipes import evaluate
-from recipes.evaluation.figures import caption_figure, color_figure, drawing_figure, share_right
+from recipes.evaluation.figures import (
+    caption_figure,
+    color_figure,
+    drawing_figure,
+    drawn_kind_figure,
+    format_figures,
+    share_right,
+)
+from recipes.evaluation.judge import KindJudge
 from recipes.evaluation.measures import MEASURES, region_figures
 from recipes.evaluation.scenes import color_question, one_color_scenes, several_object_scenes
 from recipes.evaluation.subject import Subject
 from recipes.generation.checkpoint import load_for_inference
 from recipes.synthetic.scenes import World
-from recipes.synthetic.vocabulary import COLORS, HELD_OUT, first_color
+from recipes.synthetic.vocabulary import COLORS, HELD_OUT, KINDS, UNSEEN, dominant_color, first_color
 
 
 @pytest.fixture
@@ -43,7 +51,7 @@ def test_evaluation_writes_figures_and_samples(checkpoint: Path, tmp_path: Path)
         )
     )
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert set(metrics) == {"caption", "color", "consistency", "drawing", "region", "region_wrong_mask"}
+    assert set(metrics) == {"caption", "color", "consistency", "drawing", "drawn_kind", "region", "region_wrong_mask"}
     assert all(figure["count"] == 3 for figure in metrics.values())
     assert metrics["consistency"]["value"] == 0  # the same model, the same noise
     samples = json.loads((tmp_path / "samples" / "samples.json").read_text())
@@ -53,6 +61,12 @@ def test_evaluation_writes_figures_and_samples(checkpoint: Path, tmp_path: Path)
         for sample in samples
         for role in ("input", "reconstruction", "drawn")
     )
+    drawings = json.loads((tmp_path / "samples" / "drawings.json").read_text())
+    assert [row["prompt"] for row in drawings] == [f"a {color} {kind}" for color in COLORS for kind in KINDS]
+    assert {(row["prompt"].split()[2], row["color"]) for row in drawings if not row["trained"]} == UNSEEN
+    for row in drawings:
+        image = Image.open(tmp_path / "samples" / row["file"])
+        assert row["dominant"] == dominant_color(image)
 
 
 def test_figures_count_right_answers() -> None:
@@ -63,6 +77,27 @@ def test_figures_count_right_answers() -> None:
     assert color_figure(scenes, [f" {right[0].upper()}. It", right[1], "", f"not {right[3]}"])["value"] == 0.5
     drawn = [scene.image for scene in scenes[:3]] + [Image.new("RGB", (SIDE, SIDE), "white")]
     assert drawing_figure(captions, drawn)["value"] == 0.75
+
+
+def test_a_color_that_fails_is_told_beside_the_others() -> None:
+    captions = ["a red circle", "a red star", "a blue star", "a blue circle"]
+    drawn = [Image.new("RGB", (8, 8), COLORS[color]) for color in ("purple", "purple", "blue", "blue")]
+    figure = drawing_figure(captions, drawn)
+    assert figure["each"] == {"red": 0.0, "blue": 1.0}
+    kinds = drawn_kind_figure(captions, ["circle", "circle", "star", "star"], on_real=0.975)
+    assert kinds["each"] == {"circle": 0.5, "star": 0.5}
+    text = format_figures({"drawing": figure, "drawn_kind": kinds})
+    assert "red 0%, blue 100%" in text and "real images 97.5%" in text
+
+
+def test_the_judge_names_kinds_and_not_colors(checkpoint: Path) -> None:
+    judge = KindJudge(*load_for_inference(checkpoint), World(), number=400)
+    scenes = one_color_scenes(World(), 60)
+    images = [scene.image for scene in scenes]
+    named = judge.name(images)
+    right = sum(kind == scene.main.kind for kind, scene in zip(named, scenes, strict=True)) / len(scenes)
+    assert right > 0.35  # of four, by the vectors of an encoder that was never trained
+    assert named == judge.name(images[:7]) + judge.name(images[7:])
 
 
 def test_marked_objects_are_described_from_their_masks(checkpoint: Path) -> None:

@@ -59,6 +59,14 @@ def run(tmp_path: Path) -> Path:
         tmp_path / "evaluation" / "metrics.json",
         {
             "color": {"what": "colors", "value": 0.71, "aim": 0.6, "chance": 0.18, "count": 500},
+            "drawing": {
+                "what": "drawn",
+                "value": 0.5,
+                "aim": 0.7,
+                "chance": 0.5,
+                "count": 4,
+                "each": {"red": 0, "blue": 1},
+            },
             "consistency": {"what": "below", "value": 0.1, "aim": 0.25, "loss": 0.9, "reference": 1.0, "count": 500},
         },
     )
@@ -66,7 +74,11 @@ def run(tmp_path: Path) -> Path:
     texts = {"caption": "a red star & more", "truth": "a red star"}
     answers = {"question": "What color is it?", "right_answer": "red", "answer": "Red."}
     write_json(tmp_path / "evaluation" / "samples" / "samples.json", [images | texts | answers, images | texts])
-    for name in images.values():
+    drawing = {"prompt": "a red <star>", "color": "red", "dominant": "purple", "trained": False}
+    drawings = [drawing, drawing | {"prompt": "a blue star", "color": "blue", "dominant": "blue", "trained": True}]
+    drawings = [row | {"file": f"drawing_{number}.png"} for number, row in enumerate(drawings)]
+    write_json(tmp_path / "evaluation" / "samples" / "drawings.json", drawings)
+    for name in (*images.values(), *(row["file"] for row in drawings)):
         Image.new("RGB", (8, 8), "red").save(tmp_path / "evaluation" / "samples" / name)
     return tmp_path
 
@@ -83,14 +95,16 @@ def test_report_is_self_contained_and_complete(run: Path) -> None:
     assert '<b class="good">71.0%</b>' in html and '<b class="bad">10.0%</b>' in html
     assert "0.900 against 1.000" in html
     assert "a red star &amp; more" in html
-    assert html.count("✓ Red.") == 1 and "✗" not in html
+    assert html.count("✓ Red.") == 1
+    assert "red 0%, blue 100%" in html
+    assert "a red &lt;star&gt;" in html and html.count("✗ purple") == html.count("never trained on") == 1
     assert "30,000" in html and "90,000" in html and "0.0001, 2e-05" in html
     assert "12,345" in html and "3 × unreadable image (0.tar/&lt;1&gt;.jpg, 0.tar/2.jpg)" in html
     assert "0.200 s" in html and "1.25 GB" in html and "1.5 min" in html
 
     drawn = {plot.name for plot in (run / "report").iterdir()}
     losses = {f"{stage}_{loss}_loss.png" for stage in ("pretrain", "sft") for loss in ("text", "image", "consistency")}
-    assert losses | {"sheet.png"} <= drawn
+    assert losses | {"sheet.png", "drawings.png"} <= drawn
     for plot in (run / "report").iterdir():
         Image.open(plot).verify()
 
