@@ -20,7 +20,8 @@ from recipes.training.adapters import is_adapted, merge_adapters
 from recipes.training.defaults import default_data, model_fields, parse_recipe
 from recipes.training.plan import make_plan
 from recipes.training.run import load_for_training, planned_config
-from recipes.training.text_trainer import TextTrainingArguments, freeze_image_decoder, load_rows, make_trainer
+from recipes.training.text_rows import load_rows
+from recipes.training.text_trainer import TextTrainingArguments, freeze_image_decoder, make_trainer
 
 CONFIG = Path(__file__).parent / "configs" / "sft_trl_cpu.yaml"
 TEXT_ALONE = {"image_loss_weight": 0.0, "consistency_loss_weight": 0.0}
@@ -47,6 +48,13 @@ class ScriptArguments:
     eval_data: list[str] = field(
         default_factory=list,
         metadata={"help": "Held-out rows, as --data; `world` for unseen images of the world. See eval_strategy."},
+    )
+    image_folders: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Folders that rows may name images in, besides those of the data itself; rows that name others are "
+            "left out and counted."
+        },
     )
     dry_run: bool = field(
         default=False, metadata={"help": "Print parts, groups, steps and memory, from shapes alone; run nothing."}
@@ -76,7 +84,8 @@ def main() -> None:
     data = script_args.data or default_data("chats")
     held_out = script_args.eval_data
     held_out = default_data("chats", held_out=True) if held_out == ["world"] else held_out
-    trainer = make_trainer(model, processor, training_args, load_rows(data), load_rows(held_out))
+    rows, held_out_rows = (load_rows(sources, script_args.image_folders) for sources in (data, held_out))
+    trainer = make_trainer(model, processor, training_args, rows, held_out_rows)
     trainer.started_from = {"model": script_args.model}
     trainer.train(training_args.resume_from_checkpoint)
     if is_adapted(trainer.model):

@@ -1,21 +1,17 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Training on text alone by trl's `SFTTrainer`: rows of chats -> batches -> trainer (recipes/sft_trl.py)."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, List, Value, concatenate_datasets, load_dataset
-from datasets import Image as ImageFeature
+from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import prepare_multimodal_messages
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 from modeling_deem.training_deem import refuse_without_effect
 from processing import DeemDataCollator, DeemProcessor
-from recipes.data.readers.rows import BUILDERS, HUB
 from recipes.generation.prompt_form import use_chat_form
 from recipes.training.finite import FiniteTrainer
 from recipes.training.parameter_groups import new_rows
@@ -61,54 +57,6 @@ class ChatCollator:
         batch = self.collator(samples)
         batch.pop("document_starts", None)  # only drawing asks where a document starts
         return batch
-
-
-def load_rows(sources: Sequence[str]) -> Dataset | None:
-    """Return the rows of all sources, one source after another; None without sources.
-
-    Raises:
-        ValueError: a source does not exist, or has no column `messages`.
-    """
-    tables = []
-    for source in sources:
-        if source.startswith(HUB):
-            name, configuration, split, *_ = *source.removeprefix(HUB).split(":"), None, None
-            table = load_dataset(name, configuration or None, split=split or "train")
-        elif Path(source).is_dir():
-            table = load_dataset(source, split="train")
-        elif (suffix := Path(source).suffix) in BUILDERS:
-            table = load_dataset(BUILDERS[suffix], data_files=source, split="train")
-        else:
-            raise ValueError(
-                f"{source} is no folder and no {', '.join(BUILDERS)} file. Other formats: recipes/sft.py."
-            )
-        if "messages" not in table.column_names:
-            raise ValueError(
-                f"{source} has the columns {table.column_names}; expected messages, and images or image. Rename them, "
-                "or train with recipes/sft.py, which reads more layouts."
-            )
-        kept = table.select_columns([c for c in table.column_names if c in ("messages", "images", "image")])
-        tables.append(_with_images(kept, Path(source) if Path(source).is_dir() else Path(source).parent))
-    return concatenate_datasets(tables) if tables else None
-
-
-def _placed(row: dict[str, Any], name: str, folder: str) -> dict[str, Any]:
-    """Put the folder before the paths in a column."""
-    paths = row[name] if isinstance(row[name], list) else [row[name]]
-    placed = [path if path is None or "://" in path else os.path.join(folder, path) for path in paths]
-    return {name: placed if isinstance(row[name], list) else placed[0]}
-
-
-def _with_images(table: Dataset, folder: Path) -> Dataset:
-    """Return rows whose images are opened when read: from bytes, or from paths, which are relative to `folder`."""
-    for name, kind in (("images", List(ImageFeature())), ("image", ImageFeature())):
-        if name in table.column_names and table.features[name] != kind:
-            if table.features[name] in (Value("string"), List(Value("string"))):
-                table = table.map(_placed, fn_kwargs={"name": name, "folder": str(folder)})
-            table = table.cast_column(name, kind)
-    if "image" not in table.column_names and "images" not in table.column_names:  # trl looks for a column of images
-        table = table.add_column("images", [[]] * len(table), feature=List(ImageFeature()))
-    return table
 
 
 def freeze_image_decoder(config: DeemConfig, args: TextTrainingArguments) -> None:

@@ -24,7 +24,8 @@ from processing import DeemDataCollator, DeemProcessor
 from recipes import sft_trl
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
-from recipes.training.text_trainer import ChatCollator, TextTrainer, TextTrainingArguments, load_rows, make_trainer
+from recipes.training.text_rows import load_rows
+from recipes.training.text_trainer import ChatCollator, TextTrainer, TextTrainingArguments, make_trainer
 
 OPTIONS = {
     "use_cpu": True,
@@ -125,6 +126,48 @@ def test_rows_without_images_and_images_as_bytes_or_paths(tiny_processor, run, t
     for source in (files[-1:], files):
         _, logs = run(data=source, eval_strategy="no", max_steps=2, save_strategy="no")
         assert [0 < log["loss"] < 20 for log in logs if "loss" in log] == [True, True]
+
+
+@pytest.mark.parametrize("form", ["names", "one", "struct", "part"])
+def test_rows_name_images_inside_the_datas_folder_only(tiny_processor, tmp_path, monkeypatch, capsys, form):
+    """Above, absolute, by an address, not there: left out and counted; `--image_folders` allows other folders."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    colors = {"data/in.png": "red", "data/images/b.png": "blue", "secret.png": "green"}
+    for name, color in colors.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), color).save(tmp_path / name)
+    inside = ["in.png", "b.png", "images/../in.png", str(tmp_path / "data" / "in.png")]
+    outside = [
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        f"file://{tmp_path}/secret.png",
+        "http://127.0.0.1/a.png",
+    ]
+    file = tmp_path / "data" / "rows.parquet"
+    chats = []
+    for name in [*inside, "none.png", *outside]:
+        said = ["What?", "A card"]
+        if form == "part":  # a column has one type
+            said = [[{"type": "text", "text": text, "image": None}] for text in said]
+            said[0].insert(0, {"type": "image", "text": None, "image": name})
+        chats.append([{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}])
+    names = [*inside, "none.png", *outside]
+    columns = {
+        "names": {"images": [[name] for name in names]},
+        "one": {"image": names},
+        "struct": {"images": [[{"bytes": None, "path": name}] for name in names]},
+        "part": {},
+    }
+    pq.write_table(pa.table({"messages": chats, **columns[form]}), file)
+    rows, said = load_rows([str(file)]), capsys.readouterr().out
+    assert len(rows) == 4 and "1 x missing image" in said and "2 x image is not on disk" in said
+    assert "2 x image outside of the data's folder and --image_folders" in said
+    assert len(load_rows([str(file)], [str(tmp_path)])) == 6
+    red, blue = (ChatCollator(tiny_processor)([rows[index]])["pixel_values"] for index in (0, 1))
+    assert red.shape == blue.shape and not torch.equal(red, blue)
+    with pytest.raises(ValueError, match="No row of .* can be used: 2 x image is.*or give --image_folders"):
+        pq.write_table(pa.table({"messages": chats, **columns[form]}).slice(5), tmp_path / "data" / "none.parquet")
+        load_rows([str(tmp_path / "data" / "none.parquet")])
 
 
 # ---- losses and gradients ----

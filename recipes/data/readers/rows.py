@@ -244,19 +244,34 @@ class DatasetReader(Reader):
         if not isinstance(value, str):
             return open_image(value, name)
         if value.startswith("data:"):
-            return open_image(_of_data_uri(value, name), name)
-        if folder is None or "://" in value:
+            return open_image(of_data_uri(value, name), name)
+        if folder is None:
             raise BadSample("image is not on disk", name)
-        roots = (folder, *self.image_folders)
-        places = [root / value for root in (folder, folder / "images", *self.image_folders)]
-        allowed = [place for place in places if is_below(place, *roots)]
-        found = next((place for place in allowed if os.path.isfile(place)), None)
-        if found is None and places[0] not in allowed:
-            raise BadSample("image outside of the data's folder and --image_folders", name)
-        return open_image(found or places[0], name)
+        return open_image(find_image(value, name, folder, *self.image_folders), name)
 
 
-def _of_data_uri(uri: str, name: str) -> bytes:
+def find_image(value: str, name: str, folder: Path, *others: Path) -> Path:
+    """Return the file that a row names: in the folder of its file, in `images` there, or in one of the others.
+
+    Args:
+        name: what the image is called if it is unusable.
+
+    Raises:
+        BadSample: an address, or a name that leads out of these folders (links are not resolved to judge this).
+    """
+    if "://" in value:
+        raise BadSample("image is not on disk", name)
+    roots = (folder, *others)
+    places = [root / value for root in (folder, folder / "images", *others)]
+    allowed = [place for place in places if is_below(place, *roots)]
+    found = next((place for place in allowed if os.path.isfile(place)), None)
+    if found is None and places[0] not in allowed:
+        raise BadSample("image outside of the data's folder and --image_folders", name)
+    return found or places[0]
+
+
+def of_data_uri(uri: str, name: str) -> bytes:
+    """Return what a data URI holds. Raises BadSample if it cannot be decoded."""
     about, _, data = uri.partition(",")
     if not about.endswith(";base64"):
         raise BadSample("data URI that is not base64", name)
