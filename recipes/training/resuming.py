@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Going on from a checkpoint: which one, whether it is whole, and whether it is one of this run."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -15,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 
 COMPLETE = "complete"  # the file that is written when all else of a checkpoint is on disk
 SETTINGS = "run_settings.json"
+CHECKSUMS = "checksums.json"  # {file: SHA-256} of all files of a checkpoint but itself and COMPLETE
 # What the optimizer's state belongs to. A schedule, a batch size or a number of steps may be changed.
 FIXED = (
     "optim",
@@ -27,6 +29,8 @@ FIXED = (
     "freeze",
     "lora",
 )
+DAMAGED = "cannot be read as it was written (damaged, cut or lost)"
+MEANT = f" (delete {CHECKSUMS} if it was changed on purpose)"
 ANEW = "start anew by --resume_from_checkpoint false or in another --output_dir"
 
 
@@ -46,27 +50,56 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return next(iter(complete_checkpoints(output_dir)), None)
 
 
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of what a file holds."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def write_checksums(folder: str | Path) -> None:
+    """Write down what the files of a checkpoint hold, so that resuming sees where a byte of them changed."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    names = [file.relative_to(folder).as_posix() for file in files]
+    sums = {name: checksum(file) for name, file in zip(names, files, strict=True) if name not in (CHECKSUMS, COMPLETE)}
+    Path(folder, CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
 def torn_files(folder: str | Path) -> list[str]:
-    """Return the files of a checkpoint that are shorter than they say or cannot be read: weights, states, positions."""
-    torn = []
-    for file in sorted(path for path in Path(folder).iterdir() if path.is_file()):
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, "pt"):  # compares the length of the file with what its header says
-                    pass
-            elif file.suffix in (".pt", ".pth") and not zipfile.is_zipfile(file):
+    """Return the files of a checkpoint that are not as they were written: weights, states, positions, settings.
+
+    Where there are checksums every byte counts; else what is shorter than it says, or cannot be read, is found.
+    """
+    torn = [str(file) for file in sorted(Path(folder).iterdir()) if file.is_file() and not _can_be_read(file)]
+    sums = Path(folder, CHECKSUMS)
+    if sums.is_file() and str(sums) not in torn:
+        for name, expected in json.loads(sums.read_text(encoding="utf-8")).items():
+            file = Path(folder, name)  # optimizer and schedule have words of their own, see `check_states`
+            lost = not file.is_file() and name not in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            if lost or (file.is_file() and str(file) not in torn and checksum(file) != expected):
                 torn.append(str(file))
-            elif file.suffix == ".json":
-                json.loads(file.read_text(encoding="utf-8"))
-        except (SafetensorError, ValueError, OSError):
-            torn.append(str(file))
     return torn
+
+
+def _can_be_read(file: Path) -> bool:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):  # compares the length of the file with what its header says
+                pass
+        elif file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        return file.suffix not in (".pt", ".pth") or zipfile.is_zipfile(file)
+    except (SafetensorError, ValueError, OSError):
+        return False
+
+
+class Sound(str):
+    """The folder of a checkpoint that was found as it was written: reading all of it takes a while, once is enough."""
 
 
 def check_weights(folder: str | Path) -> None:
     """Raise ValueError if weights or settings in the folder of a model are torn."""
     if Path(folder).is_dir() and (torn := torn_files(folder)):
-        raise ValueError(f"{', '.join(torn)} cannot be read to the end. Copy the file anew, or name another folder.")
+        raise ValueError(f"{', '.join(torn)} {DAMAGED}. Copy the file anew{MEANT}, or name another folder.")
 
 
 def checkpoint_to_resume(output_dir: str | Path, named: str | bool | None) -> str | None:
@@ -85,12 +118,12 @@ def checkpoint_to_resume(output_dir: str | Path, named: str | bool | None) -> st
     folders = [named] if isinstance(named, str) else complete_checkpoints(output_dir)
     for folder in folders:
         if not (torn := torn_files(folder)):
-            return folder
-        print(f"{', '.join(torn)} cannot be read to the end: {folder} is passed over.")
+            return Sound(folder)
+        print(f"{', '.join(torn)} {DAMAGED}: {folder} is passed over.")
     if folders:
         raise ValueError(
-            f"{', '.join(torn)} cannot be read to the end, and there is no other checkpoint to go on from. Copy the file "
-            f"back, or {ANEW}."
+            f"{', '.join(torn)} {DAMAGED}, and there is no other checkpoint to go on from. Copy the file back{MEANT}, or "
+            f"{ANEW}."
         )
     return None
 
@@ -163,7 +196,8 @@ class ResumingTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
         if isinstance(resume_from_checkpoint, str):
-            checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
+            if not isinstance(resume_from_checkpoint, Sound):
+                checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
             self.check_same_run(resume_from_checkpoint)
             self.check_states(resume_from_checkpoint)
             if self.is_world_process_zero():
@@ -175,6 +209,11 @@ class ResumingTrainer(Trainer):
         """As the base class. Raises OSError where the disk is full or cannot be written: what still holds, and what to do."""
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes files of its own
+            if self.args.should_save:
+                folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+                folder.joinpath(SETTINGS).write_text(json.dumps(self.run_settings(), indent=2) + "\n")
+                write_checksums(folder)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have errors of their own
             last = last_complete_checkpoint(self.args.output_dir)
             raise OSError(
@@ -182,6 +221,3 @@ class ResumingTrainer(Trainer):
                 f"({type(error).__name__}: {error}). Make room or write access; the same command then goes on from "
                 f"{last or 'the start'}."
             ) from error
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            folder.joinpath(SETTINGS).write_text(json.dumps(self.run_settings(), indent=2) + "\n")

@@ -17,7 +17,7 @@ from modeling_deem import DeemForConditionalGeneration
 from recipes import pretrain
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
-from recipes.training.resuming import last_complete_checkpoint, torn_files
+from recipes.training.resuming import CHECKSUMS, last_complete_checkpoint, torn_files
 from recipes.training.run import load_for_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,9 +114,37 @@ def test_a_torn_checkpoint_is_named_and_passed_over(run, tmp_path, capsys):
             file.write_bytes(content)
     logs = run(6)
     said = capsys.readouterr().out
-    assert f"{file} cannot be read to the end: {file.parent} is passed over." in said
+    assert f"{file} cannot be read as it was written (damaged, cut or lost): {file.parent} is passed over." in said
     assert "checkpoint-2 at step 2." in said
     assert [log["loss"] for log in logs] == [log["loss"] for log in whole] and not torn_files(file.parent)
+
+
+def test_a_changed_byte_of_any_file_of_a_checkpoint_is_found(run, tmp_path):
+    """Also where no format can tell: in the middle of weights and states, and of a JSON that stays one."""
+    run(2)
+    folder = tmp_path / "run" / "checkpoint-2"
+    files = [file for file in folder.iterdir() if file.name not in (CHECKSUMS, "complete") and file.stat().st_size]
+    assert len(files) > 10 and not torn_files(folder)
+    for file in files:
+        content = file.read_bytes()
+        for at in {0, 8, len(content) // 2, len(content) - 2}:
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            assert torn_files(folder) == [str(file)]
+        file.write_bytes(content)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    for named in ({}, {"resume_from_checkpoint": folder}):
+        with pytest.raises(
+            ValueError, match=r"model.safetensors cannot be .*\(delete checksums.json if it was changed"
+        ):
+            run(4, **named)
+    (folder / CHECKSUMS).unlink()  # on purpose
+    assert [log["step"] for log in run(3)] == [1, 2, 3]
+    (tmp_path / "run" / "checkpoint-3" / "model.safetensors").unlink()
+    assert torn_files(tmp_path / "run" / "checkpoint-3") == [
+        str(tmp_path / "run" / "checkpoint-3" / "model.safetensors")
+    ]
 
 
 def test_without_a_whole_checkpoint_nothing_starts_by_itself(run, tmp_path):
@@ -124,12 +152,12 @@ def test_without_a_whole_checkpoint_nothing_starts_by_itself(run, tmp_path):
     file = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
     os.truncate(file, 1000)
     for named in ({}, {"resume_from_checkpoint": file.parent}):
-        with pytest.raises(ValueError, match=r"model.safetensors cannot be read to the end, and there is no other"):
+        with pytest.raises(ValueError, match=r"model.safetensors cannot be read as it was .*and there is no other"):
             run(4, **named)
     with pytest.raises(ValueError, match=r"is no checkpoint: it holds no trainer_state.json"):
         run(4, resume_from_checkpoint=tmp_path / "deem")
     os.truncate(tmp_path / "deem" / "model.safetensors", 5000)
-    with pytest.raises(ValueError, match=r"deem/model.safetensors cannot be read to the end. Copy the file anew"):
+    with pytest.raises(ValueError, match=r"deem/model.safetensors cannot be read as it was .* Copy the file anew"):
         load_for_training(str(tmp_path / "deem"))
 
 
