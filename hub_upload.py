@@ -26,7 +26,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from recipes.run_report.card import find_record, write_card
+from recipes.run_report.card import examples, find_record, write_card
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("modeling_deem", "processing")
@@ -273,11 +273,11 @@ def upload(folder: Path, repo: str, private: bool = False) -> str:
 PARTS = ("vision", "text", "diffusion")
 
 
-def pairs(entries: Sequence[str]) -> dict[str, str]:
-    """["vision=mit", ...] -> {"vision": "mit"}."""
-    result = dict(entry.partition("=")[::2] for entry in entries)
-    if wrong := [entry for entry in entries if "=" not in entry or entry.partition("=")[0] not in PARTS]:
-        raise ValueError(f"--part-licences got {wrong}; expected PART=LICENCE with PART one of {', '.join(PARTS)}.")
+def pairs(option: str, entries: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """["vision=mit", ...] -> {"vision": "mit"}; raises `ValueError` where a key is none of `keys`."""
+    result = dict(entry.rpartition("=")[::2] for entry in entries)
+    if wrong := [key or value for key, value in result.items() if key not in keys]:
+        raise ValueError(f"{option} got {wrong}; expected KEY=VALUE with KEY one of {', '.join(keys) or '(none)'}.")
     return result
 
 
@@ -288,8 +288,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--private", action="store_true", help="create the repository private")
     parser.add_argument("--dry-run", action="store_true", help="write and test the folder, upload nothing")
     parser.add_argument("--out", type=Path, help="the folder to write; outputs/hub/<name> by default")
-    parser.add_argument("--question", default="What is this?", help="that the card's example asks; one of your data")
-    parser.add_argument("--caption", default="a red circle", help="that the card's example draws; one of your data")
+    parser.add_argument("--question", help="that the card's example asks; one of the training data by default")
+    parser.add_argument("--caption", help="that the card's example draws; one of the training data by default")
+    parser.add_argument("--code", metavar="URL", help="address of the code's repository, for the model card")
+    parser.add_argument(
+        "--data-names", nargs="*", default=[], metavar="SOURCE=NAME", help="what the card calls --data"
+    )
     parser.add_argument("--metrics", type=Path, help="metrics.json of an evaluation, for the model card")
     parser.add_argument("--licence", default="other", help="licence of the weights, a Hub identifier")
     parser.add_argument("--part-licences", nargs="*", default=[], metavar="PART=LICENCE", help="of the three parts")
@@ -303,7 +307,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Writes, tests and, unless told otherwise, uploads the repo folder; returns it."""
     args = make_parser().parse_args(argv)
-    licences = pairs(args.part_licences)
+    licences = pairs("--part-licences", args.part_licences, PARTS)
     changed = changed_code(args.checkpoint)
     if changed is None:
         print(f"Note: {args.checkpoint} does not say which code it was saved with (no code_digests.json).")
@@ -320,13 +324,19 @@ def main(argv: Sequence[str] | None = None) -> Path:
     make_repo(args.checkpoint, out)
     # only figures that lie with the checkpoint are surely its own
     metrics = read_json(args.metrics) if args.metrics else find_record(args.checkpoint, "metrics.json")
-    example = {"question": args.question, "caption": args.caption}
-    write_card(out, args.checkpoint, args.repo, metrics, args.licence, licences, args.base_models, **example)
+    report = find_record(args.checkpoint, "data_report.json")
+    names = pairs("--data-names", args.data_names, tuple(report))
+    more = {"question": args.question, "caption": args.caption, "code": args.code, "data_names": names}
+    write_card(out, args.checkpoint, args.repo, metrics, args.licence, licences, args.base_models, **more)
     print(f"Wrote {out}. Testing it without the packages.")
     check_repo(out, args.checkpoint, args.drawing_steps, args.python)
     print("It loads, and it answers as the package does.")
     if not metrics:
         print("Note: the model card has no figures; give --metrics metrics.json of an evaluation of this model.")
+    if shown := {key: text for key, text in examples(report).items() if not getattr(args, key)}:
+        print(
+            f"Note: the model card shows words of the training data, {shown}; give --question and --caption for others."
+        )
     if unknown := [part for part in PARTS if part not in licences]:
         print(f"Note: the model card has no licence for {', '.join(unknown)}; give --part-licences PART=LICENCE.")
     if not args.dry_run:

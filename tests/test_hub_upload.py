@@ -40,7 +40,8 @@ def checkpoint(tmp_path_factory) -> Path:
     (folder.parent / "parts.json").write_text(json.dumps(parts))
     state = {"global_step": 7, "log_history": [{"step": 7, "text_loss": 1.25}, {"step": 7, "eval_loss": 2.0}]}
     (folder / "trainer_state.json").write_text(json.dumps(state))
-    report = {"photos/*.tar": {"read": 1234, "dropped_by_rule": 5, "skipped": {}}}
+    counts = {"read": 1234, "rows": 617, "dropped_by_rule": 5, "skipped": {}, "example": {"question": 'Who is "it"?'}}
+    report = {"photos/*.tar": counts}
     (folder.parent / "data_report.json").write_text(json.dumps(report))
     (folder / "metrics.json").write_text(json.dumps({"color": {"what": "colors named", "value": 0.5, "count": 10}}))
     return folder
@@ -81,11 +82,13 @@ def test_the_card_tells_what_is_known(repo) -> None:
         "| mit |",
         "| not recorded |",  # the diffusion part's licence
         "| text_loss | cross-entropy of the next token | 1.0 | 1.25 at step 7 |",
-        "| *.tar | 1,234 | 5 |",
+        "| photos | 617 | 1,234 | 5 | 0 |",
+        '{"type": "text", "text": "Who is \\"it\\"?"}',
         "| colors named | 0.5 |  | 10 |",
         "| optimizer steps | 7 |",
-        "| `perceiver` trains | 120 parameters at a rate of 0.001 |",
-        "What was measured stands under Evaluation; nothing else was.",
+        "| `perceiver` trains | 120 parameters at a rate of at most 0.001 |",
+        "Measured is what stands under Evaluation; no other figure is recorded.",
+        "[modeling_deem.py](https://huggingface.co/org/deem/blob/main/modeling_deem.py)",
         "@inproceedings{luo2025deem,",
         "  title     = {{DEEM}: Diffusion",
         'from_pretrained("org/deem", trust_remote_code=True)',
@@ -201,8 +204,12 @@ def test_incomplete_checkpoints_are_refused(checkpoint, tmp_path) -> None:
     (copy / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(ValueError, match="'llava', expected 'deem'"):
         hub_upload.make_repo(copy, tmp_path / "out")
-    with pytest.raises(ValueError, match="PART=LICENCE"):
-        hub_upload.pairs(["sight=mit"])
+    for entries in (["sight=mit"], ["mit"]):
+        with pytest.raises(
+            ValueError, match="--part-licences got .*KEY=VALUE with KEY one of vision, text, diffusion"
+        ):
+            hub_upload.pairs("--part-licences", entries, hub_upload.PARTS)
+    assert hub_upload.pairs("--data-names", ["a=b.csv=Cats"], ["a=b.csv"]) == {"a=b.csv": "Cats"}
 
 
 class RecordingApi:

@@ -52,7 +52,8 @@ class DataReport:
     """Counts what each source gave and what had to be skipped, by reason.
 
     Every entry that is taken has exactly one outcome: it is read, dropped by a rule, or unusable; `to_dict` checks that.
-    A fault is listed once for its place, however often the stream passes over it; entries count in every pass.
+    A fault is listed once for its place, however often the stream passes over it; entries count in every pass. Rows are
+    the entries that were read, each counted once.
 
     Args:
         keep_events: keep what is noted for `take_events`, to be repeated on another report.
@@ -62,11 +63,13 @@ class DataReport:
         self._taken: dict[str, Counter[str]] = defaultdict(Counter)  # source -> shard -> entries taken
         self._unusable: dict[str, Counter[str]] = defaultdict(Counter)  # source -> shard -> of them unusable
         self._outcomes: dict[str, Counter[str]] = defaultdict(Counter)  # source -> outcome -> entries
+        self._rows: dict[str, dict[str, bytearray]] = defaultdict(lambda: defaultdict(bytearray))  # a bit per row read
         # source -> reason -> place -> name of what is left out there
         self._dropped: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         self._skipped: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
         # source -> reason -> shard -> number of rows that never become entries
         self._left_out: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+        self._examples: dict[str, dict[str, str]] = {}  # source -> {"question" or "caption": text}
         self._events: list[tuple[Any, ...]] | None = [] if keep_events else None
 
     def _note(self, *event: Any) -> None:
@@ -83,10 +86,19 @@ class DataReport:
         self._note("put_back", source, shard)
         self._taken[source][shard] -= 1
 
-    def read(self, source: str) -> None:
-        """Note that a sample was made of the entry."""
-        self._note("read", source)
+    def read(self, source: str, shard: str, number: int) -> None:
+        """Note that a sample was made of the entry with this number in its file."""
+        self._note("read", source, shard, number)
         self._outcomes[source]["read"] += 1
+        seen, (at, bit) = self._rows[source][shard], divmod(number, 8)
+        seen.extend(bytes(max(0, at + 1 - len(seen))))
+        seen[at] |= 1 << bit
+
+    def show(self, source: str, example: dict[str, str]) -> None:
+        """Keep what a sample asks or shows; the first that a source gives."""
+        if source not in self._examples:
+            self._note("show", source, example)
+            self._examples[source] = example
 
     def drop(self, source: str, reason: str, name: str, place: str) -> None:
         """Note that the format's own rules left the entry at this place out."""
@@ -157,39 +169,59 @@ class DataReport:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `{source: {"read", "dropped_by_rule", "skipped", "entries", "left_out"}}`.
+        """Return `{source: {"read", "rows", "dropped_by_rule", "skipped", "entries", "left_out"[, "example"]}}`.
 
-        `entries` of all passes became samples (`read`) or are among the others. `skipped` and `left_out` are numbers of
-        places by reason: `{reason: {"count": int, "examples": [str]}}` and `{reason: int}`, the latter with the rows that
-        never become entries; `dropped_by_rule` is all of those together.
+        `entries` of all passes became samples (`read`) or are among the others. `rows` are different entries among those
+        read that no source above has read; `example` is the first question or caption read. `skipped` and `left_out` are
+        numbers of places by reason: `{reason: {"count": int, "examples": [str]}}` and `{reason: int}`, the latter with the
+        rows that never become entries; `dropped_by_rule` is all of those together.
 
         Raises:
             RuntimeError: see `check_balance`.
         """
         self.check_balance()
-        return {source: self._of_source(source) for source in sorted({*self._taken, *self._skipped, *self._left_out})}
+        rows = self._new_rows()
+        sources = sorted({*self._taken, *self._skipped, *self._left_out})
+        return {source: self._of_source(source, rows.get(source, 0)) for source in sources}
 
-    def _of_source(self, source: str) -> dict[str, Any]:
+    def _new_rows(self) -> dict[str, int]:
+        """Return how many rows each source has read that none before it has: captions in several forms are several
+        sources of the same rows."""
+        known: dict[str, int] = defaultdict(int)  # shard -> a bit per row
+        counts: dict[str, int] = defaultdict(int)
+        for source in sorted(self._rows):
+            for shard, seen in self._rows[source].items():
+                bits = int.from_bytes(seen, "little")
+                counts[source] += (bits & ~known[shard]).bit_count()
+                known[shard] |= bits
+        return counts
+
+    def _of_source(self, source: str, rows: int) -> dict[str, Any]:
         left_out = Counter({reason: len(places) for reason, places in self._dropped[source].items()})
-        rows = {reason: sum(shards.values()) for reason, shards in self._left_out[source].items()}
-        left_out.update(rows)
+        never = {reason: sum(shards.values()) for reason, shards in self._left_out[source].items()}
+        left_out.update(never)
         return {
             "read": self._outcomes[source]["read"],
+            "rows": rows,
             "dropped_by_rule": len({at for places in self._dropped[source].values() for at in places})
-            + sum(rows.values()),
+            + sum(never.values()),
             "skipped": {
                 reason: {"count": len(places), "examples": sorted(set(places.values()))[:5]}
                 for reason, places in sorted(self._skipped[source].items())
             },
             "entries": self._taken[source].total(),
             "left_out": dict(sorted(left_out.items())),
+            **({"example": self._examples[source]} if source in self._examples else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counts as plain data."""
         flat = {"taken": self._taken, "unusable": self._unusable, "outcomes": self._outcomes}
         nested = {"dropped": self._dropped, "skipped": self._skipped, "left_out": self._left_out}
+        rows = {source: {shard: bytes(seen) for shard, seen in seen.items()} for source, seen in self._rows.items()}
         return {
+            "rows": rows,
+            "examples": dict(self._examples),
             **{name: {source: dict(counts) for source, counts in kept.items()} for name, kept in flat.items()},
             **{
                 name: {
@@ -205,6 +237,12 @@ class DataReport:
         for name in ("taken", "unusable", "outcomes"):
             for source, counts in state[name].items():
                 getattr(self, f"_{name}")[source].update(counts)
+        self._examples = {**state.get("examples", {}), **self._examples}  # neither is in older checkpoints
+        for source, shards in state.get("rows", {}).items():
+            for shard, seen in shards.items():
+                own = self._rows[source][shard]
+                both = int.from_bytes(own, "little") | int.from_bytes(seen, "little")
+                own[:] = both.to_bytes(max(len(own), len(seen)), "little")
         for name in ("dropped", "skipped", "left_out"):
             for source, reasons in state[name].items():
                 for reason, places in reasons.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 from recipes.prompts import RELEASED_MARKERS, RELEASED_SYSTEM
 
+EXAMPLE_LENGTH = 120  # characters
 IMAGE = object()  # the place of an image in the content of a message
 Piece = Any  # str or IMAGE
 
@@ -58,3 +59,19 @@ def released_dialogue(sample: dict[str, Any], image_token: str, eos_token: str) 
     spans.append((len(text), len(text) + len(eos_token)))
     rest = {key: value for key, value in sample.items() if key != "messages"}
     return {**rest, "text": text + eos_token, "trained_spans": spans}
+
+
+def example_of(sample: dict[str, Any], image_token: str = "<image>") -> dict[str, str]:
+    """Return `{"question": text}` of a dialogue or `{"caption": text}` of text with an image; {} where it is no short line.
+
+    A dialogue that draws has a caption: what the user asks to be drawn.
+    """
+    if "messages" in sample:
+        asked = next((message["content"] for message in sample["messages"] if message["role"] == "user"), "")
+        if not isinstance(asked, str):
+            asked = " ".join(item["text"] for item in asked if item["type"] == "text")
+        kind = "caption" if sample.get("mode") == "text_to_image" else "question"
+    else:
+        asked, kind = sample.get("text") or "", "caption"
+    text = " ".join(asked.replace(image_token, " ").split())
+    return {kind: text} if text.isprintable() and 0 < len(text) <= EXAMPLE_LENGTH else {}

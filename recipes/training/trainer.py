@@ -188,6 +188,8 @@ class RecipeTrainer(FiniteTrainer, ResumingTrainer, DeemTrainer, MeteredTrainer,
                 print(format_parts(table))
                 Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
                 Path(self.args.output_dir, "parts.json").write_text(json.dumps(table, indent=2) + "\n")
+                settings = {**self.args.to_dict(), "world_size": self.args.world_size}
+                Path(self.args.output_dir, "training_args.json").write_text(json.dumps(settings, indent=2) + "\n")
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(
                 [{key: value for key, value in group.items() if key != "names"} for group in groups], **options

@@ -17,6 +17,7 @@ import torch
 
 from recipes.data.faults import BadSample, DataError, DataReport, LeftOut, Skip, printable
 from recipes.data.readers.reader import Entry, Reader
+from recipes.data.samples import example_of
 
 Finish = Callable[[dict[str, Any], random.Random], dict[str, Any]]
 Place = tuple[int, int, int]  # number of the shard in this stream's order, number of the entry in it, its offset
@@ -73,6 +74,7 @@ class ReaderPass:
             self.stride, self.phase = count, index
         self.size = shuffle_buffer
         self.shard = 0  # the shard being read
+        self.example: dict[str, str] = {}  # of what the samples say
         self.told: set[str] = set()  # unforeseen faults that were logged
         self.last: tuple[int, int] | None = None  # (number, offset) of the last entry read from it
         self.taken = self.given = 0  # entries of which a sample was to be made, and was
@@ -97,7 +99,9 @@ class ReaderPass:
                 self.report.put_back(source, shard.name)
                 raise
             else:
-                self.report.read(source)
+                self.report.read(source, str(shard), entry.number)
+                if self.example:
+                    self.report.show(source, self.example)
                 self.given += 1
                 yield place, sample
 
@@ -114,6 +118,7 @@ class ReaderPass:
         name = f"{self.choices}/{entry.key}"
         try:
             sample = self.reader.make_sample(entry.key, entry.payload, random.Random(name), skip)
+            self.example = self.example or example_of(sample)
             if self.finish is not None:
                 sample = self.finish(sample, random.Random(f"{name}/finish"))
         except (BadSample, LeftOut, DataError):

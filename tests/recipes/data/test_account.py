@@ -306,13 +306,13 @@ def test_an_entry_without_an_outcome_or_with_two_is_an_error():
     report = DataReport()
     report.take("a", "0.tar")
     report.take("a", "0.tar")
-    report.read("a")
+    report.read("a", "0.tar", 0)
     with pytest.raises(
         RuntimeError, match="2 entries of a were taken, but the outcome of 1 is known .1 read, 0 dropped"
     ):
         report.to_dict()
     report.drop("a", "rule", "x", "0.tar:1")
-    report.read("a")
+    report.read("a", "0.tar", 0)
     with pytest.raises(RuntimeError, match="outcome of 3 is known"):
         str(report)
 
@@ -335,3 +335,25 @@ def test_the_number_of_rows_left_out_is_that_of_the_files_however_they_are_read(
     list(ReaderPass(reader, whole, 0, epoch=1))
     for one in (report, whole):
         assert one.to_dict()[reader.name]["left_out"] == {"file that macOS or Windows has added": 12}
+
+
+def test_rows_count_once_in_all_passes_forms_and_processes(tmp_path):
+    image = image_file(tmp_path)
+    members = {f"{n}.{kind}": image if kind == "jpg" else b"a car" for n in range(10) for kind in ("jpg", "txt")}
+    tar = write_tar(tmp_path / "0.tar", members)
+    plain, drawn = CaptionReader([tar]), CaptionReader([tar], form="draw")
+    report, other = DataReport(), DataReport(keep_events=True)
+    for epoch in range(3):
+        list(ReaderPass(plain, report, 0, epoch=epoch, share=(0, 2)))
+        list(ReaderPass(plain, other, 0, epoch=epoch, share=(1, 2)))
+    list(ReaderPass(drawn, other, 0))
+    saved = DataReport()
+    saved.add_state(other.state_dict())
+    repeated = DataReport()
+    repeated.repeat(other.take_events())
+    assert repeated.to_dict() == other.to_dict()
+    report.add_state(saved.state_dict())
+    ours, theirs = (report.to_dict()[reader.name] for reader in (plain, drawn))
+    assert (ours["read"], ours["rows"], theirs["read"], theirs["rows"]) == (30, 10, 10, 0)
+    assert ours["example"] == {"caption": "a car"}
+    assert "a car" in repeated.to_dict()[drawn.name]["example"]["caption"]

@@ -120,7 +120,8 @@ def test_mmc4_documents(tmp_path, zipped):
         texts.add(sample["text"])
         assert sample["text"].count("<image>") == len(sample["images"]) == 2  # the third is too unlike its sentence
         assert [image.getpixel((5, 5)).index(max(image.getpixel((5, 5)))) for image in sample["images"]] == [1, 0]
-        assert counts == {"read": 1, "dropped_by_rule": 0, "skipped": {}, "entries": 1, "left_out": {}}
+        assert counts.pop("example") == {"caption": "One. Two. Three."}
+        assert counts == {"read": 1, "rows": 1, "dropped_by_rule": 0, "skipped": {}, "entries": 1, "left_out": {}}
     assert texts == {
         "<image>One. Two.<image>Three.",
         "<image>One. Two. Three.<image>",
