@@ -1,9 +1,17 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Measure how well a checkpoint names, answers, sees and draws, on images of the synthetic world it never trained on.
+"""Measure a checkpoint on published benchmarks, or what it names, answers, sees and draws in the synthetic world.
 
     python recipes/evaluate.py --model runs/demo/sft --reference runs/demo/initial --out runs/demo/evaluation
+    python recipes/evaluate.py --model MODEL --benchmarks pope mmvp --data DIR --out OUT    # any vision-language model
+    python recipes/evaluate.py --score OUT                                  # figures of saved predictions, no model
 
-Figures, each beside its aim (where there is one) and what chance would give:
+Benchmarks (recipes/evaluation/benchmarks/) read local files in the official layouts from DIR/<name> or DIR, or rows of
+`datasets`; `--data pope=FOLDER mmvp=hub:owner/name` says it for each. Predictions are written as they come, so that the
+same command goes on after a kill, with any batch size and, by `accelerate launch`, any number of processes. Writes
+`<name>/predictions.jsonl` with its manifest, `results.json` and `evaluation.html`; ends with status 1 if a sample failed.
+
+Without benchmarks, or with the benchmark `world` (in OUT/world then): figures on images of the world that the model never
+trained on, each beside its aim (where there is one) and what chance would give:
 
 1. caption: the first kind of object that the caption names is the kind of the main object;
 2. color: a question about an object's color is answered exactly;
@@ -18,6 +26,7 @@ in recipes/evaluation/measures.py.
 """
 
 import json
+import sys
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +37,7 @@ from recipes.evaluation.figures import format_figures
 from recipes.evaluation.measures import MEASURES
 from recipes.evaluation.samples import describe_scene, write_drawings, write_samples
 from recipes.evaluation.subject import Subject
+from recipes.evaluation.suite import WORLD, SuiteArguments, data_sources, has_failed, run_suite, score_and_report
 from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, make_scheduler
 from recipes.prompts import PROMPTS
 from recipes.synthetic.scenes import World
@@ -43,14 +53,12 @@ Numbers = make_dataclass(
 
 
 @dataclass
-class EvaluateArguments(Numbers):
+class EvaluateArguments(SuiteArguments, Numbers):
     """Options of `recipes/evaluate.py`."""
 
-    model: str = field(default="runs/demo/sft", metadata={"help": "Checkpoint folder or Hub id."})
     reference: str | None = field(
         default=None, metadata={"help": "Checkpoint to compare the consistency loss with; without it, no comparison."}
     )
-    out: str = field(default="outputs/evaluate", metadata={"help": "Folder for metrics.json and samples/."})
     num_samples: int = field(
         default=8, metadata={"help": "Images on the sample sheet; 0 leaves out the sheet of drawings too."}
     )
@@ -66,16 +74,28 @@ class EvaluateArguments(Numbers):
     draw_template: str = field(
         default="plain", metadata={"help": "Form of the prompt that images are drawn from.", "choices": [*PROMPTS]}
     )
-    batch_size: int = field(default=50, metadata={"help": "Images at a time."})
-    seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the world; its held-out scenes are used."})
     size: int = field(default=64, metadata={"help": "Side of the world's images, in pixels."})
     shifted: bool = field(default=False, metadata={"help": "Use the out-of-distribution variant of the world."})
 
 
 def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
-    """Measure, print and write the figures; return them."""
+    """Measure, print and write the figures; return them: those of the world, or the results of the benchmarks by name."""
+    if arguments.score:
+        names = [name for name in arguments.benchmarks if name != WORLD]
+        sources = data_sources(arguments.data, names) if arguments.data else {}
+        return score_and_report(Path(arguments.score), names, sources)
     out = Path(arguments.out)
+    if not arguments.benchmarks:
+        return measure_world(arguments, out)
+    results = run_suite(arguments) if set(arguments.benchmarks) - {WORLD} else {}
+    if WORLD in arguments.benchmarks:
+        results = results | {WORLD: measure_world(arguments, out / WORLD)}
+    return results
+
+
+def measure_world(arguments: EvaluateArguments, out: Path) -> dict[str, dict[str, Any]]:
+    """Write the figures and samples of the world into a folder; return the figures."""
     out.mkdir(parents=True, exist_ok=True)
     model, processor = load_for_inference(arguments.model)
     scheduler = make_scheduler(model, arguments.scheduler)
@@ -105,4 +125,4 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(*TrlParser(EvaluateArguments, allow_abbrev=False).parse_args_and_config())
+    sys.exit(has_failed(main(*TrlParser(EvaluateArguments, allow_abbrev=False).parse_args_and_config())))

@@ -1,0 +1,151 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Several benchmarks, one after the other: find the data, ask the model, score, write the page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modeling_deem import DeemForConditionalGeneration
+from recipes.evaluation.answering import Answerer, load_model
+from recipes.evaluation.benchmark import PROTOCOLS, some_clusters
+from recipes.evaluation.benchmarks import BENCHMARKS, benchmark_named
+from recipes.evaluation.page import write_page
+from recipes.evaluation.predictions import model_digests
+from recipes.evaluation.results import CHECKED, format_results, score
+from recipes.evaluation.running import Job, check_batching, generate, process_state
+from recipes.evaluation.sources import DataSource
+
+WORLD = "world"
+
+
+@dataclass
+class SuiteArguments:
+    """Options of an evaluation on benchmarks."""
+
+    model: str = field(default="runs/demo/sft", metadata={"help": "Checkpoint folder or Hub id."})
+    out: str = field(default="outputs/evaluate", metadata={"help": "Folder for all that is written."})
+    batch_size: int = field(default=50, metadata={"help": "Images or questions at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of all that is drawn at random."})
+    benchmarks: list[str] = field(
+        default_factory=list, metadata={"help": f"Any of {', '.join(BENCHMARKS)}, {WORLD}; without it, the world."}
+    )
+    data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Folder of the benchmarks' files, and NAME=FOLDER or NAME=hub:<owner>/<name> for single ones."
+        },
+    )
+    protocol: str | None = field(
+        default=None,
+        metadata={"help": "Prompts and parsing: deem (the released ones) or standard; by default deem for a DEEM."},
+    )
+    limit: int = field(
+        default=0, metadata={"help": "At least so many samples per benchmark, drawn in whole images or pairs; 0: all."}
+    )
+    without_images: bool = field(default=False, metadata={"help": "Ask without the images, as a control."})
+    encode_once: bool = field(
+        default=True, metadata={"help": "Encode an image once for all questions about it (models of type deem)."}
+    )
+    num_beams: int | None = field(default=None, metadata={"help": "Instead of the protocol's number of beams."})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Instead of the protocol's longest answer."})
+    do_sample: bool = field(default=False, metadata={"help": "Draw answers at random, each by its sample's seed."})
+    temperature: float = field(default=1.0, metadata={"help": "Of answers drawn at random."})
+    check_batching: int = field(
+        default=0, metadata={"help": "Ask so many samples again, each alone, and report where the answer differs."}
+    )
+    dtype: str = field(default="auto", metadata={"help": "Of the model: auto (as saved), float32, bfloat16, ..."})
+    score: str | None = field(
+        default=None, metadata={"help": "Folder of saved predictions to score and report, without any model."}
+    )
+
+
+def data_sources(given: Sequence[str], names: Sequence[str]) -> dict[str, DataSource]:
+    """Return where the data of each benchmark is: `NAME=WHERE` for one of them, else the value without a name.
+
+    Raises:
+        ValueError: a name is no benchmark asked for, or there is no data for one.
+    """
+    own = dict(value.split("=", 1) for value in given if "=" in value and "/" not in value.split("=", 1)[0])
+    common = [value for value in given if value.split("=", 1)[0] not in own]
+    if unknown := sorted(set(own) - set(names)):
+        raise ValueError(f"--data names {unknown}, which are none of the benchmarks asked for: {', '.join(names)}.")
+    if len(common) > 1 or (not common and set(names) - set(own)):
+        raise ValueError(
+            f"--data takes one folder for all benchmarks and NAME=FOLDER for single ones; got {list(given)} for "
+            f"{', '.join(names)}."
+        )
+    return {name: DataSource(name, own.get(name) or common[0]) for name in names}
+
+
+def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
+    """Ask, score and report the benchmarks; return the results, to the main process alone."""
+    names = [name for name in arguments.benchmarks if name != WORLD]
+    sources = data_sources(arguments.data, names)
+    found = []
+    for name in names:  # all that can be missing is looked for before the model answers anything
+        benchmark = benchmark_named(name)
+        if missing := benchmark.missing():
+            raise ValueError(f"The benchmark {name} cannot be scored here: {'; '.join(missing)}.")
+        loaded = benchmark.load(sources[name])
+        if not loaded.samples:
+            raise ValueError(f"The data of {name} in {sources[name].where} holds no samples.")
+        found.append((benchmark, loaded, some_clusters(loaded.samples, arguments.limit, arguments.seed)))
+    state = process_state()
+    model, processor = load_model(arguments.model, arguments.dtype, state.device)
+    protocol = arguments.protocol or ("deem" if isinstance(model, DeemForConditionalGeneration) else "standard")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {protocol!r}; give one of {', '.join(PROTOCOLS)}.")
+    about = model_digests(arguments.model) | {"dtype": str(model.dtype), "device": model.device.type}
+    answerer = Answerer(
+        model, processor, protocol, arguments.seed, arguments.encode_once, kept_images=2 * arguments.batch_size
+    )
+    for benchmark, loaded, samples in found:
+        if benchmark.takes_regions and not answerer.is_deem:
+            raise ValueError(f"{benchmark.name} marks regions by masks, which {type(model).__name__} does not take.")
+        options = _generation(benchmark.generation[protocol], arguments)
+        job = Job(
+            benchmark,
+            loaded,
+            samples,
+            Path(arguments.out, benchmark.name),
+            protocol,
+            options,
+            arguments.limit,
+            arguments.seed,
+            arguments.without_images,
+        )
+        lines = generate(job, answerer, about, arguments.batch_size)
+        if arguments.check_batching and state.is_main_process:
+            checked = check_batching(job, answerer, lines, arguments.check_batching)
+            (job.folder / CHECKED).write_text(json.dumps(checked, indent=1), encoding="utf-8")
+    if not state.is_main_process:
+        return {}
+    return score_and_report(Path(arguments.out), names, sources)
+
+
+def score_and_report(
+    out: Path, names: Sequence[str] = (), sources: dict[str, DataSource] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score what lies in a folder, print the figures, write `results.json` and `evaluation.html`; return the results."""
+    results = score(out, names)
+    print(format_results(results))
+    print(f"page: {write_page(out, results, sources or {})}")
+    return results
+
+
+def has_failed(results: dict[str, dict[str, Any]]) -> bool:
+    """Return whether any sample of any benchmark failed."""
+    return any(result.get("failed") for result in results.values())
+
+
+def _generation(options: dict[str, Any], arguments: SuiteArguments) -> dict[str, Any]:
+    """Return a protocol's options with those given over them."""
+    given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
+    options = options | {name: value for name, value in given.items() if value is not None}
+    if arguments.do_sample:
+        options = options | {"do_sample": True, "temperature": arguments.temperature, "num_beams": 1}
+    if options.get("num_beams", 1) == 1:
+        options.pop("length_penalty", None)
+    return options
