@@ -1,12 +1,18 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """A training step of DEEM against its bare parts at the same sizes, as ratios of time and of peak memory.
 
-    python tests/bench/step.py [--batch 8] [--text 96]
+    python tests/bench/step.py [--size mid] [--batch 2] [--text 96] [--images 1] [--cached]
 
 The bare parts are what any step must at least do: one forward and backward of the vision trunk, one of the language
 model, one encoding by the VAE, and two forwards and backwards of the UNet. In both, the language model and the UNet
-are frozen but pass gradients to their inputs, as in the alignment stage. Times are medians of 5 alternating runs in one
-process; peak memory is the growth of a fresh process's resident set over one step. Run it on an idle machine.
+are frozen but pass gradients to their inputs, as in the alignment stage. Times are medians of alternating runs in one
+process; peak memory is the growth of a fresh process's resident set over one step. Run it on an idle machine; on a busy
+one `--clock cpu` with `--threads 1` counts the process's own time.
+
+Sizes: "small" has 64 px images and 8 x 8 latents, "mid" 256 px images, a ConvNeXt-T, a language model of 8 layers of
+width 512, and a UNet of 54 M on 32 x 32 latents. With `--images 3` each row has three images with text between them, so
+that two of three have a previous one. With `--cached` the step reads latents instead of encoding, and the bare parts have
+no VAE.
 """
 
 import argparse
@@ -15,103 +21,154 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import psutil
 import torch
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 
+START, IMAGE, VOCABULARY = 500, 501, 512
 
-def build(batch: int, text: int) -> tuple[DeemForConditionalGeneration, dict[str, torch.Tensor]]:
-    """A model of a few million parameters, one image per row of `text` tokens, 64 px pictures, 8 x 8 latents."""
-    torch.manual_seed(0)
-    blocks = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
-    config = DeemConfig(
-        vision_config={
-            "model_type": "convnext",
-            "hidden_sizes": [32, 64, 128, 192],
-            "depths": [2, 2, 4, 2],
-            "image_size": 64,
-        },
+
+def perceiver(queries: int, width: int, layers: int, **changes: Any) -> dict[str, Any]:
+    sizes = {
+        "num_queries": queries,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+    }
+    return {**sizes, "intermediate_size": 4 * width, **changes}
+
+
+def unet(side: int, widths: list[int], plain_last: bool = True, **changes: Any) -> dict[str, Any]:
+    """Attention on all levels but the coarsest, heads of 64 channels."""
+    levels = len(widths)
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": side,
+        "block_out_channels": widths,
+        "down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
+        "attention_head_dim": [width // 64 for width in widths],
+        "use_linear_projection": True,
+        **changes,
+    }
+
+
+def vae(side: int, widths: list[int], **changes: Any) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": widths,
+        "norm_num_groups": 16,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "latent_channels": 4,
+        "sample_size": side,
+        **changes,
+    }
+
+
+# Image side; what the config says of each part; image tokens.
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "side": 64,
+        "vision": {"hidden_sizes": [32, 64, 128, 192], "depths": [2, 2, 4, 2]},
+        "text": {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8},
+        "feature_size": 128,
+        "perceivers": [perceiver(16, 128, 4), perceiver(16, 128, 1, intermediate_size=384)],
+        "denoiser": unet(8, [64, 128, 128], cross_attention_dim=128),
+        "vae": vae(64, [16, 32, 64, 64]),
+        "heads": 4,
+        "points": 4,
+    },
+    "mid": {
+        "side": 256,
+        "vision": {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},
+        "text": {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8},
+        "feature_size": 256,
+        "perceivers": [perceiver(32, 256, 4), perceiver(32, 512, 1)],
+        "denoiser": unet(32, [128, 256, 256, 256], cross_attention_dim=512),
+        "vae": vae(256, [32, 64, 128, 128]),
+        "heads": 8,
+        "points": 8,
+    },
+}
+
+
+def build_config(size: str) -> DeemConfig:
+    """The config of a model of that size; see `SIZES`."""
+    parts = SIZES[size]
+    side, heads = parts["side"], {"heads": parts["heads"], "points": parts["points"]}
+    sides = [side // stride for stride in (4, 8, 16, 32)]
+    return DeemConfig(
+        vision_config={"model_type": "convnext", "image_size": side, **parts["vision"]},
         text_config={
             "model_type": "llama",
-            "vocab_size": 512,
-            "hidden_size": 256,
-            "intermediate_size": 768,
+            "vocab_size": VOCABULARY,
             "num_hidden_layers": 8,
-            "num_attention_heads": 8,
             "tie_word_embeddings": False,
+            "max_position_embeddings": 8192,
+            **parts["text"],
         },
-        perceiver_config={
-            "num_queries": 16,
-            "hidden_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 512,
-        },
+        perceiver_config=parts["perceivers"][0],
         image_decoder_config={
-            "denoiser": {
-                "_class_name": "UNet2DConditionModel",
-                "sample_size": 8,
-                "block_out_channels": [64, 128, 128],
-                "down_block_types": blocks,
-                "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-                "cross_attention_dim": 128,
-                "attention_head_dim": [1, 2, 2],
-                "use_linear_projection": True,
-            },
-            "vae": {
-                "_class_name": "AutoencoderKL",
-                "block_out_channels": [16, 32, 64, 64],
-                "norm_num_groups": 16,
-                "down_block_types": ["DownEncoderBlock2D"] * 4,
-                "up_block_types": ["UpDecoderBlock2D"] * 4,
-                "latent_channels": 4,
-                "sample_size": 64,
-            },
-            "feature_sides": [16, 8, 4, 2],
-            "fusion_size": 128,
-            "fusion_heads": 4,
-            "fusion_points": 4,
-            "perceiver_config": {
-                "num_queries": 16,
-                "hidden_size": 128,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 4,
-                "intermediate_size": 384,
-                "cross_attention_frequency": 1,
-                "qk_norm": False,
-            },
+            "denoiser": parts["denoiser"],
+            "vae": parts["vae"],
+            "feature_sides": sides,
+            "fusion_size": parts["feature_size"],
+            **{f"fusion_{name}": value for name, value in heads.items()},
+            "perceiver_config": {**parts["perceivers"][1], "cross_attention_frequency": 1, "qk_norm": False},
         },
-        image_token_id=501,
-        start_of_image_token_id=500,
+        image_token_id=IMAGE,
+        start_of_image_token_id=START,
         pad_token_id=0,
-        feature_size=128,
-        position_grid_side=4,
-        image_attention_sides=[8, 4, 2],
-        image_attention_base_side=4,
-        image_attention_heads=4,
-        image_attention_points=4,
+        feature_size=parts["feature_size"],
+        position_grid_side=sides[2],
+        image_attention_sides=sides[1:],
+        image_attention_base_side=sides[2],
+        **{f"image_attention_{name}": value for name, value in heads.items()},
     )
-    model = DeemForConditionalGeneration(config).train()
+
+
+def build_text(rows: int, length: int, images: int, tokens: int) -> torch.Tensor:
+    """Rows (rows, length) of one document each, with `images` images of `tokens` tokens, text before and between them."""
+    input_ids = torch.randint(3, START, (rows, length))
+    input_ids[:, 0] = DeemConfig().bos_token_id
+    for first in range(8, 8 + images * (tokens + 8), tokens + 8):
+        input_ids[:, first], input_ids[:, first + 1 : first + 1 + tokens] = START, IMAGE
+    return input_ids
+
+
+def build(
+    batch: int, text: int, size: str = "small", images: int = 1
+) -> tuple[DeemForConditionalGeneration, dict[str, torch.Tensor]]:
+    """A model and a batch of rows of `text` tokens, with `images` images each."""
+    torch.manual_seed(0)
+    model = DeemForConditionalGeneration(build_config(size)).train()
     model.model.language_model.requires_grad_(False)
     model.lm_head.requires_grad_(False)
     model.image_decoder.denoiser.requires_grad_(False)
-
-    input_ids = torch.randint(3, 500, (batch, text))
-    input_ids[:, 0] = config.bos_token_id
-    input_ids[:, 8] = config.start_of_image_token_id
-    input_ids[:, 9 : 9 + config.num_image_tokens] = config.image_token_id
-    labels = input_ids.masked_fill(input_ids == config.image_token_id, -100)
-    pictures = torch.rand(batch, 3, 64, 64) * 2 - 1
+    input_ids = build_text(
+        batch, max(text, 8 + images * (model.config.num_image_tokens + 8)), images, model.config.num_image_tokens
+    )
+    pixels = torch.rand(batch * images, 3, SIZES[size]["side"], SIZES[size]["side"]) * 2 - 1
     batch = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
-        "labels": labels,
-        "pixel_values": pictures,
-        "target_pixel_values": pictures,
+        "labels": input_ids.masked_fill(input_ids == IMAGE, -100),
+        "pixel_values": pixels,
+        "target_pixel_values": pixels,
     }
     return model, batch
+
+
+def use_cache(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch with latents instead of target pixels."""
+    latents = model.image_decoder.encode_posterior(batch["target_pixel_values"])
+    return {name: value for name, value in batch.items() if name != "target_pixel_values"} | {
+        "target_latents": latents
+    }
 
 
 def deem_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
@@ -121,16 +178,16 @@ def deem_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor
 
 def bare_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
     decoder, config = model.image_decoder, model.config
-    count, length = batch["input_ids"].shape
-
     model.model.vision_tower.encoder(batch["pixel_values"]).last_hidden_state.sum().backward()
 
-    embeds = torch.randn(count, length, config.text_config.hidden_size, requires_grad=True)
+    embeds = torch.randn(*batch["input_ids"].shape, config.text_config.hidden_size, requires_grad=True)
     hidden = model.model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False)
     logits = model.lm_head(hidden.last_hidden_state)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten()).backward()
 
-    latents = decoder.encode(batch["target_pixel_values"])
+    cached = "target_latents" in batch
+    latents = batch["target_latents"][:, :4] if cached else decoder.encode(batch["target_pixel_values"])
+    count = len(latents)
     for _ in range(2):
         condition = torch.randn(count, config.num_image_tokens, decoder.config.condition_size, requires_grad=True)
         noisy = torch.randn_like(latents).requires_grad_()
@@ -142,49 +199,68 @@ def bare_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor
 STEPS = {"deem": deem_step, "bare": bare_step}
 
 
-def peak_memory(which: str, batch: int, text: int) -> float:
+def growth_of_memory(run) -> float:
+    """MB by which a call raises the resident set of this process at most."""
+    process, done, sizes = psutil.Process(), threading.Event(), []
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            sizes.append(process.memory_info().rss)
+
+    before = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return (max(sizes) - before) / 2**20
+
+
+def peak_memory(which: str) -> float:
     """MB by which one step raises the resident set of a fresh process."""
-    command = [sys.executable, __file__, "--batch", str(batch), "--text", str(text), "--measure-memory", which]
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure-memory", which]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8, help="rows, and images")
-    parser.add_argument("--text", type=int, default=96, help="tokens per row")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--batch", type=int, help="rows; default 8, of size mid 2")
+    parser.add_argument("--text", type=int, default=96, help="tokens per row, more if the images need more")
+    parser.add_argument("--images", type=int, default=1, help="images per row")
+    parser.add_argument("--cached", action="store_true", help="latents are given")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--only-time", action="store_true", help="leave memory out")
     parser.add_argument("--measure-memory", choices=sorted(STEPS), help="internal: one step, print the growth in MB")
     args = parser.parse_args()
-    model, batch = build(args.batch, args.text)
+    torch.set_num_threads(args.threads)
+    rows = args.batch or {"small": 8, "mid": 2}[args.size]
+    model, batch = build(rows, args.text, args.size, args.images)
+    if args.cached:
+        batch = use_cache(model, batch)
 
     if args.measure_memory:
-        process, done, sizes = psutil.Process(), threading.Event(), []
-
-        def watch() -> None:
-            while not done.wait(0.001):
-                sizes.append(process.memory_info().rss)
-
-        before = process.memory_info().rss
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        STEPS[args.measure_memory](model, batch)
-        done.set()
-        watcher.join()
-        print((max(sizes) - before) / 2**20)
+        print(growth_of_memory(lambda: STEPS[args.measure_memory](model, batch)))
         return
 
-    seconds = {name: [] for name in STEPS}
-    for run in range(7):  # the first two warm up
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
+    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
+    for run in range(args.runs + 2):  # the first two warm up
         for name, step in STEPS.items():
-            start = time.perf_counter()
+            start = clock()
             step(model, batch)
             if run >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    memory = {name: peak_memory(name, args.batch, args.text) for name in STEPS}
+    memory = {name: float("nan") if args.only_time else peak_memory(name) for name in STEPS}
 
+    length = batch["input_ids"].shape[1]
     print(
-        f"{'':12}{'seconds':>10}{'peak MB':>10}   batch {args.batch}, {args.text} tokens, {torch.get_num_threads()} threads"
+        f"{args.size}, {rows} rows of {length} tokens and {args.images} images, {args.threads} threads, {args.clock} time"
     )
+    print(f"{'':12}{'seconds':>10}{'peak MB':>10}")
     for name in STEPS:
         print(f"{name:12}{medians[name]:10.3f}{memory[name]:10.0f}")
     print(f"{'deem / bare':12}{medians['deem'] / medians['bare']:10.2f}{memory['deem'] / memory['bare']:10.2f}")
