@@ -70,7 +70,7 @@ def _with_images(table: Dataset, source: str, folders: list[Path]) -> Dataset:
         except BadSample as bad:
             report.reject(source, source, bad.reason, bad.name, str(index))
             continue
-        report.read(source)
+        report.read(source, source, index)
         kept.append(index)
     if len(kept) < len(table):
         print(report)
