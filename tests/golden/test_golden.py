@@ -44,17 +44,16 @@ def test_a_case_that_shares_inputs_and_stores_no_gradients(tmp_path: Path) -> No
     total = 2.0 * losses["loss_txt"] + 0.5 * losses["loss_sniffer"]
     shared = {"inputs_of": "case_a_caption", "loss_weights": weights, "nearest_bos_idxs": stored["nearest_bos_idxs"]}
     for name, wrong in (("right", 0.0), ("wrong", 0.01)):
-        folder = tmp_path / name
-        folder.mkdir()
         scalars = losses | {"loss": total + wrong}
-        (folder / "case_x.json").write_text(json.dumps({**shared, "fixed_scalars": scalars, "scalars": scalars}))
-        command = [sys.executable, str(HERE / "compare.py"), str(folder), "--weights", str(GOLDEN)]
-        run = subprocess.run(command, capture_output=True, text=True)
-        last = run.stdout.splitlines()[-1]
-        assert last.startswith("golden: 4 tensors") and last.endswith(f"{int(wrong > 0)} failed"), (
-            run.stdout + run.stderr
+        (tmp_path / f"case_{name}.json").write_text(
+            json.dumps({**shared, "fixed_scalars": scalars, "scalars": scalars})
         )
-        assert run.returncode == int(wrong > 0)
+    command = [sys.executable, str(HERE / "compare.py"), str(tmp_path), "--weights", str(GOLDEN)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    last = run.stdout.splitlines()[-1]
+    assert last.startswith("golden: 8 tensors") and last.endswith("1 failed"), run.stdout + run.stderr
+    (failed,) = [line for line in run.stdout.splitlines() if "  NO" in line]
+    assert run.returncode == 1 and failed.startswith("wrong ")
 
 
 @pytest.mark.parametrize("case", CASES)

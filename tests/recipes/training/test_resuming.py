@@ -144,7 +144,7 @@ def test_every_micro_batch_has_one_mode(world, tiny_processor, tmp_path, workers
     mixed = [len({"tar" in name for name in batch["ids"]}) > 1 for batch in whole]
     assert any(mixed) == (mixing == "sample")
     held = 0
-    for at in range(4, 76, 9):
+    for at in range(4, 76, 18):
         cut, resumed = dataset(), dataset()
         assert consume(cut, at, workers, 3, modes) == whole[:at]
         state = cut.state_dict(workers)
