@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
-# transformers compiles a pattern per tensor that it loads or saves; a tiny model has 864 tensors, and Python keeps 512.
-re._MAXCACHE = 8192  # type: ignore[attr-defined]
 
 import pytest
 import torch
@@ -18,6 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ConvNextImageProcessorPil, PreTrainedTokenizerFast
 
 from processing import DeemProcessor
+
+# transformers compiles a pattern per tensor that it loads or saves; a tiny model has 864 tensors, and Python keeps 512.
+re._MAXCACHE = 8192  # type: ignore[attr-defined]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

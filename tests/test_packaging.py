@@ -65,17 +65,6 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_wheel_imports_from_a_clean_folder(site: Path, tmp_path: Path) -> None:
-    code = (
-        "import modeling_deem, processing\n"
-        "from modeling_deem import DeemConfig, DeemForConditionalGeneration\n"
-        "from processing import DeemProcessor\n"
-        "print(modeling_deem.__file__, processing.__file__, sep='\\n')"
-    )
-    places = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site)).split()
-    assert [Path(place).parent.parent for place in places] == [site, site]
-
-
 def test_the_training_script_of_the_readme_needs_the_wheel_alone(
     site: Path, tiny_processor: DeemProcessor, tmp_path: Path
 ) -> None:

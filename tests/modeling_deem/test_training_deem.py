@@ -142,8 +142,13 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
 
 
 def test_the_trainer_is_imported_where_it_is_asked_for():
+    """And importing either package registers model and processor."""
     code = (
-        "import sys, modeling_deem\n"
+        "import sys, processing\n"
+        "from transformers import MODEL_MAPPING, PROCESSOR_MAPPING, AutoConfig\n"
+        "kind = type(AutoConfig.for_model('deem'))\n"
+        "assert MODEL_MAPPING[kind].__name__ == 'DeemForConditionalGeneration'\n"
+        "assert PROCESSOR_MAPPING[kind].__name__ == 'DeemProcessor'\n"
         "assert 'transformers.trainer' not in sys.modules\n"
         "from modeling_deem import DeemTrainer\n"
         "assert 'transformers.trainer' in sys.modules"

@@ -169,15 +169,9 @@ print("ANSWERS " + json.dumps(answers, default=str))
 """
 
 
-@pytest.mark.parametrize("package", ["modeling_deem", "processing"])
-def test_in_a_fresh_process(checkpoint, pipe, tmp_path, package: str) -> None:
-    code = IN_A_FRESH_PROCESS
-    if package == "processing":  # either import registers everything
-        code = code.replace("import modeling_deem\n", "import processing\n", 1).replace(
-            "checkpoint = ", 'modeling_deem = sys.modules["modeling_deem"]\ncheckpoint = ', 1
-        )
+def test_in_a_fresh_process(checkpoint, pipe, tmp_path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", code, checkpoint],
+        [sys.executable, "-c", IN_A_FRESH_PROCESS, checkpoint],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
