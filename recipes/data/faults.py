@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from recipes.whole_files import write_whole
+
 Skip = Callable[[str, str], None]  # (reason, name of the unusable thing)
 MIN_ENTRIES = 100  # before this many entries a share says nothing
 MAX_NAME = 300  # letters of a name in the report
@@ -250,8 +252,7 @@ class DataReport:
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict()` as JSON, making the folder where it is missing."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def __str__(self) -> str:
         lines = []

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from recipes.evaluation.scenes import color_question
 from recipes.evaluation.subject import Subject
 from recipes.generation.prompt import make_prompt
 from recipes.synthetic.scenes import Scene
 from recipes.synthetic.vocabulary import COLORS, KINDS, UNSEEN, dominant_color
+from recipes.whole_files import check_writable, whole_file, write_whole
 
 
 def describe_scene(scene: Scene) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def write_samples(subject: Subject, samples: Sequence[dict[str, Any]], folder: s
         folder: gets `<i>_input.png`, `<i>_reconstruction.png`, `<i>_drawn.png` and `samples.json`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     processor = subject.processor
     images = [sample["image"] for sample in samples]
     asked = [sample for sample in samples if "question" in sample]
@@ -45,11 +48,11 @@ def write_samples(subject: Subject, samples: Sequence[dict[str, Any]], folder: s
         row = {"truth": sample["caption"], "caption": caption}
         for role, image in ("input", images[number]), ("reconstruction", redrawn[number]), ("drawn", drawn[number]):
             row[role] = f"{number}_{role}.png"
-            image.save(folder / row[role])
+            _save(image, folder / row[role])
         if "question" in sample:
             row |= {"question": sample["question"], "right_answer": sample["answer"], "answer": next(answers)}
         rows.append(row)
-    (folder / "samples.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_whole(folder / "samples.json", json.dumps(rows, indent=1))
 
 
 def write_drawings(subject: Subject, folder: str | Path) -> None:
@@ -60,13 +63,18 @@ def write_drawings(subject: Subject, folder: str | Path) -> None:
             images of that kind in that color were trained on.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     names = [(kind, color) for color in COLORS for kind in KINDS]
     asked = [f"a {color} {kind}" for kind, color in names]
     drawn = subject.draw([make_prompt(subject.processor, subject.draw_template, text) for text in asked])
     rows = []
     for number, ((kind, color), text, image) in enumerate(zip(names, asked, drawn, strict=True)):
         row = {"file": f"drawing_{number}.png", "prompt": text, "color": color, "dominant": dominant_color(image)}
-        image.save(folder / row["file"])
+        _save(image, folder / row["file"])
         rows.append(row | {"trained": (kind, color) not in UNSEEN})
-    (folder / "drawings.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_whole(folder / "drawings.json", json.dumps(rows, indent=1))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with whole_file(path) as unfinished:
+        image.save(unfinished, "PNG")

@@ -8,6 +8,7 @@ from recipes.run_report.markup import section
 from recipes.run_report.plots import plot_drawings, plot_sheet
 from recipes.run_report.sections import figure_tiles, sample_sections, stage_curves, stage_sections
 from recipes.run_report.stages import find_stages, read_json
+from recipes.whole_files import check_writable, write_whole
 
 
 def write_report(run: str | Path, title: str | None = None) -> Path:
@@ -22,6 +23,7 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
 
     Raises:
         ValueError: nothing in the folder can be reported.
+        OSError: nothing can be written to it.
     """
     run = Path(run)
     if not run.is_dir():
@@ -36,7 +38,7 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
             "level below (recipes/pretrain.py and recipes/sft.py write it), or a metrics.json (recipes/evaluate.py)."
         )
     plots = run / "report"
-    plots.mkdir(exist_ok=True)
+    check_writable(plots)
     if samples:
         plot_sheet(samples, evaluation / "samples", plots / "sheet.png")
     if drawings:
@@ -63,5 +65,5 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
         f"{body}<footer>Written by recipes/report.py</footer></main></body></html>\n"
     )
     path = run / "report.html"
-    path.write_text(html, encoding="utf-8")
+    write_whole(path, html)
     return path

@@ -9,6 +9,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from recipes.whole_files import whole_file
 
 ROLES = {"input": "input", "reconstruction": "what the encoder sees", "drawn": "drawn from the caption"}
 WINDOWS = 20  # the strong line is an exponential mean over about 1/20 of the run
@@ -29,9 +32,7 @@ def plot_curve(steps: Sequence[float], values: Sequence[float], title: str, path
     axes.tick_params(labelsize=7.5, colors="#667085", length=0)
     axes.grid(axis="y", color="#e4e7ec", linewidth=0.8)
     axes.spines[:].set_visible(False)
-    figure.savefig(path)
-    plt.close(figure)
-    return path
+    return _saved(figure, path)
 
 
 def plot_sheet(samples: Sequence[dict[str, str]], folder: Path, path: Path) -> Path:
@@ -44,9 +45,7 @@ def plot_sheet(samples: Sequence[dict[str, str]], folder: Path, path: Path) -> P
             axes.set_axis_off()
             if row is grid[0]:
                 axes.set_title(label, fontsize=8)
-    figure.savefig(path)
-    plt.close(figure)
-    return path
+    return _saved(figure, path)
 
 
 def plot_drawings(drawings: Sequence[dict[str, str]], folder: Path, path: Path) -> Path:
@@ -63,6 +62,11 @@ def plot_drawings(drawings: Sequence[dict[str, str]], folder: Path, path: Path) 
         for axes, drawing in zip(places, row, strict=False):
             axes.imshow(plt.imread(folder / drawing["file"]), interpolation="nearest")
             axes.set_title(drawing["prompt"], fontsize=8, y=-0.16)
-    figure.savefig(path)
+    return _saved(figure, path)
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:])
     plt.close(figure)
     return path

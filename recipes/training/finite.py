@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from modeling_deem.training_deem import LOSSES, DeemTrainer
+from recipes.whole_files import write_whole
 
 REPORT = "not_finite.json"
 
@@ -93,9 +94,8 @@ class FiniteTrainer(Trainer):
         return json.loads(file.read_text())["skipped_steps"] if file.is_file() else {}
 
     def _report(self, steps: dict[str, dict[str, list[str]]]) -> None:
-        file = Path(self.args.output_dir, REPORT)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"count": len(steps), "skipped_steps": steps}, indent=2) + "\n")
+        report = {"count": len(steps), "skipped_steps": steps}
+        write_whole(Path(self.args.output_dir, REPORT), json.dumps(report, indent=2) + "\n")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As the base class; the report keeps what lies before the checkpoint."""

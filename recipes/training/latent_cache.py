@@ -20,6 +20,7 @@ from torch import nn
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemDataCollator, DeemProcessor
 from processing.image_reading_deem import upright
+from recipes.whole_files import whole_file
 
 SUFFIX = ".safetensors"
 
@@ -71,11 +72,13 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor], vae: str, transfor
     Args:
         tensors: (8, s, s) of each image, by `image_key`.
         vae, transform: what they were made with, from `vae_id` and `transform_id`.
+
+    Raises:
+        OSError: see `whole_file`.
     """
-    unfinished = path.with_suffix(".unfinished")
     metadata = {"vae": vae, "transform": transform, "checksum": checksum(tensors)}
-    save_file(tensors, unfinished, metadata)
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata)
 
 
 class LatentCache:

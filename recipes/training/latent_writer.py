@@ -17,6 +17,7 @@ from recipes.data.stream.dataset import MixedDataset
 from recipes.data.stream.shuffle import ReaderPass
 from recipes.data.stream.steps import mirrored
 from recipes.training.latent_cache import SUFFIX, LatentCache, image_key, transform_id, vae_id, write_shard
+from recipes.whole_files import check_writable
 
 
 @dataclass
@@ -137,9 +138,10 @@ def fill(
 
     Raises:
         ValueError: the folder holds latents of another VAE or transform, or a broken file.
+        OSError: the folder cannot be written to, or is full; started again, it goes on behind the last whole file.
     """
     vae, transform = vae_id(decoder.vae), transform_id(processor)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     known = set(LatentCache(folder, vae, transform).shard_of) if any(folder.glob(f"*{SUFFIX}")) else set()
     writer = LatentWriter(folder, decoder, processor, vae, transform, arguments, rank)
     sampled: list[Image.Image] = []

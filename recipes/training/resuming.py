@@ -14,6 +14,8 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
+from recipes.whole_files import check_writable, write_whole
+
 COMPLETE = "complete"  # the file that is written when all else of a checkpoint is on disk
 SETTINGS = "run_settings.json"
 CHECKSUMS = "checksums.json"  # {file: SHA-256} of all files of a checkpoint but itself and COMPLETE
@@ -61,7 +63,7 @@ def write_checksums(folder: str | Path) -> None:
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     names = [file.relative_to(folder).as_posix() for file in files]
     sums = {name: checksum(file) for name, file in zip(names, files, strict=True) if name not in (CHECKSUMS, COMPLETE)}
-    Path(folder, CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+    write_whole(Path(folder, CHECKSUMS), json.dumps(sums, indent=2) + "\n")
 
 
 def torn_files(folder: str | Path) -> list[str]:
@@ -192,7 +194,10 @@ class ResumingTrainer(Trainer):
 
         Raises:
             ValueError: the checkpoint is torn, lacks a state or is of another run.
+            OSError: nothing can be written to `output_dir`.
         """
+        if self.is_world_process_zero():
+            check_writable(self.args.output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
         if isinstance(resume_from_checkpoint, str):
@@ -212,12 +217,23 @@ class ResumingTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # each process writes files of its own
             if self.args.should_save:
                 folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-                folder.joinpath(SETTINGS).write_text(json.dumps(self.run_settings(), indent=2) + "\n")
+                write_whole(folder / SETTINGS, json.dumps(self.run_settings(), indent=2) + "\n")
                 write_checksums(folder)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have errors of their own
-            last = last_complete_checkpoint(self.args.output_dir)
-            raise OSError(
-                f"The checkpoint of step {self.state.global_step} could not be written to {self.args.output_dir} "
-                f"({type(error).__name__}: {error}). Make room or write access; the same command then goes on from "
-                f"{last or 'the start'}."
-            ) from error
+            raise self._not_written(f"checkpoint of step {self.state.global_step}", error) from error
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the base class. Raises OSError as `_save_checkpoint`."""
+        try:
+            super().save_model(output_dir, _internal_call)
+        except (OSError, SafetensorError) as error:
+            if _internal_call:  # of a checkpoint
+                raise
+            raise self._not_written("trained model", error) from error
+
+    def _not_written(self, what: str, error: Exception) -> OSError:
+        last = last_complete_checkpoint(self.args.output_dir)
+        return OSError(
+            f"The {what} could not be written to {self.args.output_dir} ({type(error).__name__}: {error}). Make room or "
+            f"write access; the same command then goes on from {last or 'the start'}."
+        )

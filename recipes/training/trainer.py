@@ -27,6 +27,7 @@ from recipes.training.parameter_groups import format_parts, freeze_parts, parame
 from recipes.training.resuming import COMPLETE, ResumingTrainer, checkpoint_to_resume, forget_checkpoints
 from recipes.training.step_meter import MeteredTrainer
 from recipes.training.stream_trainer import StreamTrainer
+from recipes.whole_files import whole_file, write_whole
 
 
 @dataclass
@@ -186,10 +187,9 @@ class RecipeTrainer(FiniteTrainer, ResumingTrainer, DeemTrainer, MeteredTrainer,
             if self.is_world_process_zero():
                 table = parts_table(model, groups)
                 print(format_parts(table))
-                Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-                Path(self.args.output_dir, "parts.json").write_text(json.dumps(table, indent=2) + "\n")
+                write_whole(Path(self.args.output_dir, "parts.json"), json.dumps(table, indent=2) + "\n")
                 settings = {**self.args.to_dict(), "world_size": self.args.world_size}
-                Path(self.args.output_dir, "training_args.json").write_text(json.dumps(settings, indent=2) + "\n")
+                write_whole(Path(self.args.output_dir, "training_args.json"), json.dumps(settings, indent=2) + "\n")
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(
                 [{key: value for key, value in group.items() if key != "names"} for group in groups], **options
@@ -227,7 +227,10 @@ class RecipeTrainer(FiniteTrainer, ResumingTrainer, DeemTrainer, MeteredTrainer,
         finally:
             if self.data_report is not None and self.is_world_process_zero():
                 print(self.data_report)
-                self.data_report.save(Path(self.args.output_dir, "data_report.json"))
+                try:
+                    self.data_report.save(Path(self.args.output_dir, "data_report.json"))
+                except OSError as error:  # what ended the run, or saving the model, says more
+                    print(error)
 
     def _result_of(self, state: TrainerState, last: str) -> str:
         """Return the checkpoint that a finished run ended with: the best one if it was told so, else the last."""
@@ -269,6 +272,6 @@ class RecipeTrainer(FiniteTrainer, ResumingTrainer, DeemTrainer, MeteredTrainer,
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            with open(folder / COMPLETE, "w") as marker:
+            with whole_file(folder / COMPLETE) as unfinished, open(unfinished, "w") as marker:
                 os.fsync(marker)
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)

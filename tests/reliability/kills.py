@@ -1,9 +1,10 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """A run killed at random times gives the losses and weights of one that was not; a full disk costs no checkpoint.
 
-    python tests/reliability/kills.py [--kills 20] [--seed 0]
+    python tests/reliability/kills.py [--kills 20] [--seed 0] [--parts alone,workers,processes,disk]
 
-Tiny model, float32, one thread, with and without data workers, saving and evaluating every other step.
+Tiny model, float32, one thread, with and without data workers, in one process and in two (gloo), saving and evaluating
+every other step.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -61,12 +63,26 @@ def train(world: Path, processor: DeemProcessor, out: Path, workers: int) -> Non
     trainer.save_state()
 
 
-def start(*arguments: Any, limit: int | None = None) -> int:
+def start(*arguments: Any, processes: int = 1, limit: int | None = None) -> int:
     """Fork a run, in a process group of its own; `limit` is the size in bytes that no file may pass."""
     child = os.fork()
     if child:
         return child
     os.setsid()
+    if processes == 1:
+        become(arguments, limit)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    for rank in range(processes):  # what torchrun does
+        if os.fork() == 0:
+            os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+            become(arguments, limit)
+    os._exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(processes)))
+
+
+def become(arguments: tuple[Any, ...], limit: int | None) -> None:
+    """Run to the end in this process, and end it."""
     status = 1
     try:
         out = os.open(arguments[2].parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -91,18 +107,26 @@ def result(out: Path) -> tuple[list, dict[str, torch.Tensor]]:
     return losses, DeemForConditionalGeneration.from_pretrained(out).state_dict()
 
 
-def killed(world: Path, processor: DeemProcessor, folder: Path, workers: int, kills: int, rng: random.Random) -> str:
+def killed(
+    world: Path,
+    processor: DeemProcessor,
+    folder: Path,
+    workers: int,
+    kills: int,
+    rng: random.Random,
+    processes: int = 1,
+) -> str:
     """Kill runs at random times until there were `kills`; say what differs from a run that was left alone."""
     began = time.monotonic()
-    if os.waitpid(start(world, processor, folder / "whole", workers), 0)[1]:
+    if os.waitpid(start(world, processor, folder / "whole", workers, processes=processes), 0)[1]:
         sys.exit((folder / "log").read_text()[-3000:])
     seconds, expected = time.monotonic() - began, result(folder / "whole")
     done = finished = different = 0
     while done < kills:
         out = folder / f"killed{finished}"
         while True:
-            child, lives = start(world, processor, out, workers), rng.uniform(0, seconds)
-            deadline = time.monotonic() + lives
+            child = start(world, processor, out, workers, processes=processes)
+            deadline = time.monotonic() + rng.uniform(0, seconds)
             while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
                 time.sleep(0.01)
             if ended[0]:
@@ -115,7 +139,10 @@ def killed(world: Path, processor: DeemProcessor, folder: Path, workers: int, ki
         losses, weights = result(out)
         same = losses == expected[0] and all(torch.equal(weights[name], one) for name, one in expected[1].items())
         finished, different = finished + 1, different + (not same)
-    return f"{workers} workers: {done} kills in {finished} runs of {STEPS} steps ({seconds:.0f} s each), {different} differ"
+    return (
+        f"{processes} processes, {workers} workers: {done} kills in {finished} runs of {STEPS} steps ({seconds:.0f} s each), "
+        f"{different} differ"
+    )
 
 
 def full_disk(world: Path, processor: DeemProcessor, folder: Path) -> str:
@@ -137,22 +164,28 @@ def full_disk(world: Path, processor: DeemProcessor, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="of one process; half as many of two")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", default="alone,workers,processes,disk")
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    parts = {
+        "alone": (0, args.kills // 2, 1),
+        "workers": (2, args.kills // 2, 1),
+        "processes": (0, args.kills // 2, 2),
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_formats(folder / "world", World(size=48), 24, formats=["mmc4", "captions"])
         encoder = ConvNextImageProcessorPil(size={"shortest_edge": 64})
         processor = DeemProcessor.from_parts(encoder, build_tokenizer(), num_image_tokens=4, target_size=64)
-        for workers in (0, 2):
-            (folder / str(workers)).mkdir()
-            print(
-                killed(folder / "world", processor, folder / str(workers), workers, args.kills // 2, rng), flush=True
-            )
-        (folder / "disk").mkdir()
-        print(full_disk(folder / "world", processor, folder / "disk"), flush=True)
+        for part in args.parts.split(","):
+            (folder / part).mkdir()
+            if part == "disk":
+                print(full_disk(folder / "world", processor, folder / part), flush=True)
+                continue
+            workers, kills, processes = parts[part]
+            print(killed(folder / "world", processor, folder / part, workers, kills, rng, processes), flush=True)
 
 
 if __name__ == "__main__":
