@@ -2,9 +2,24 @@
 """The table of benchmarks that `recipes/evaluate.py --benchmarks` knows; a new one is a file here and a line."""
 
 from recipes.evaluation.benchmark import Benchmark
+from recipes.evaluation.benchmarks.easy_vqa import EasyVqa
+from recipes.evaluation.benchmarks.mmvp import Mmvp
 from recipes.evaluation.benchmarks.pope import Pope
+from recipes.evaluation.benchmarks.questions import Gqa, TextVqa, VizWiz, VqaFiles
+from recipes.evaluation.benchmarks.robustvqa import RobustVqa
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (Pope(),)}
+_ALL: tuple[Benchmark, ...] = (
+    RobustVqa(),
+    Pope(),
+    Mmvp(),
+    VqaFiles("vqav2", "v2_"),
+    VqaFiles("okvqa", ""),
+    TextVqa(),
+    VizWiz(),
+    Gqa(),
+    EasyVqa(),
+)
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 
 
 def benchmark_named(name: str) -> Benchmark:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
+from recipes.synthetic.writers.benchmarks import BENCHMARK_FORMATS
 from recipes.synthetic.writers.captions import (
     write_caption_tars,
     write_flickr30k,
@@ -123,9 +124,9 @@ def write_formats(
         ValueError: for an unknown format, or a `num` below 1.
     """
     folder = Path(folder)
-    unknown = sorted(set(formats) - set(FORMATS) - set(MORE_FORMATS))
+    unknown = sorted(set(formats) - set(FORMATS) - set(MORE_FORMATS) - set(BENCHMARK_FORMATS))
     if unknown or not formats:
-        known = ", ".join((*FORMATS, *MORE_FORMATS))
+        known = ", ".join((*FORMATS, *MORE_FORMATS, *BENCHMARK_FORMATS))
         raise ValueError(f"Unknown format(s) {unknown}; give one or more of {known}.")
     for name in formats:
         if name == "mmc4":
@@ -139,4 +140,4 @@ def write_formats(
         elif name == "robustvqa":
             write_robustvqa(folder / "robustvqa", world, num, start)
         else:
-            MORE_FORMATS[name](folder / name, world, num, start)
+            (MORE_FORMATS | BENCHMARK_FORMATS)[name](folder / name, world, num, start)

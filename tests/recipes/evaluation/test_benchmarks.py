@@ -2,6 +2,7 @@
 """Each benchmark end to end: files of the world in the real layout, a tiny DEEM and a tiny LLaVA, figures, page."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,15 @@ import pytest
 from evaluation_fixtures import checkpoint, lines_of, run
 
 from recipes import evaluate
+from recipes.evaluation.benchmark import scored
+from recipes.evaluation.benchmarks import BENCHMARKS
+from recipes.evaluation.benchmarks.robustvqa import named
+from recipes.evaluation.sources import DataSource
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
-from recipes.synthetic.writers.evaluation import write_pope
+from recipes.synthetic.writers.benchmarks import write_easy_vqa, write_mmvp, write_vizwiz
+from recipes.synthetic.writers.evaluation import write_pope, write_robustvqa
+from recipes.synthetic.writers.questions import write_gqa, write_okvqa, write_textvqa, write_vqa
 
 
 @pytest.fixture(params=["deem", "llava"])
@@ -44,3 +51,117 @@ def test_pope(model: Path, tmp_path: Path) -> None:
     assert figures["accuracy"]["chance"] == 0.5 and figures["accuracy"]["clusters"] == 4
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_robustvqa(model: Path, tmp_path: Path) -> None:
+    write_robustvqa(tmp_path / "data" / "robustvqa", World(), 6, HELD_OUT)
+    results = run(model, tmp_path / "out", tmp_path / "data", "robustvqa")
+    figures = check(results, tmp_path / "out", "robustvqa")["figures"]
+    assert figures["accuracy"]["count"] == 12 and figures["accuracy"]["clusters"] == 6
+    assert figures["item_accuracy"]["count"] == 6 and figures["item_accuracy"]["chance"] == 0.25
+    assert figures["choice_accuracy"]["count"] == 12 and "choice_first_ratio" in figures
+    assert "imagenet_v2_accuracy" in figures
+    prompts = [line["prompt"] for line in lines_of(tmp_path / "out" / "robustvqa")]
+    assert any("Please anwser yes or no \n ## ASSISTANT: The answer is" in one for one in prompts) == (
+        model == checkpoint("deem")
+    )
+
+
+def test_labels_of_robustvqa_are_compared_with_the_paths(tmp_path: Path) -> None:
+    write_robustvqa(tmp_path / "robustvqa", World(), 6, HELD_OUT)
+    file = tmp_path / "robustvqa" / "robustvqa_test.json"
+    items = [item for items in json.loads(file.read_text()).values() for item in items]
+    part = {Path(item["file_name"]).parts[-2]: item["gt_caption"] for item in items}
+    by_number = {name: label for name, label in part.items() if name.isdigit()}
+    index = {str(n): [f"n{n:08d}", "other"] for n in range(1000)}
+    index |= {number: ["n99999999", label] for number, label in by_number.items()}
+    index |= {str(2000 + i): [name, label] for i, (name, label) in enumerate(part.items()) if not name.isdigit()}
+    (tmp_path / "robustvqa" / "imagenet_class_index.json").write_text(json.dumps(index))
+    benchmark = BENCHMARKS["robustvqa"]
+    loaded = benchmark.load(DataSource("robustvqa", str(tmp_path)))
+    assert benchmark.notes(loaded) == ["labels: 0 of 6 items name another class than their path"]
+    sets = json.loads(file.read_text())
+    sets["imagenet_v2"][0]["gt_caption"] = "somethingelse"
+    file.write_text(json.dumps(sets))
+    loaded = benchmark.load(DataSource("robustvqa", str(tmp_path)))
+    assert benchmark.notes(loaded) == ["labels: 1 of 6 items name another class than their path"]
+
+
+def test_a_choice_is_the_one_name_that_is_said() -> None:
+    names = ["tiger_shark", "tiger"]
+    assert named("It is a Tiger Shark.", names) == "tiger_shark"
+    assert named("tiger", names) == "tiger"
+    assert named("tiger shark or tiger", names) is None
+    assert named("tigers", names) is None
+
+
+def test_mmvp(model: Path, tmp_path: Path) -> None:
+    write_mmvp(tmp_path / "data", World(), 8, HELD_OUT)
+    results = run(model, tmp_path / "out", tmp_path / "data", "mmvp")
+    figures = check(results, tmp_path / "out", "mmvp")["figures"]
+    assert figures["pair_accuracy"]["clusters"] * 2 == figures["accuracy"]["count"]
+    assert {"original_accuracy", "a_ratio", "unparsed"} <= set(figures)
+
+
+def test_mmvp_counts_pairs_and_both_answer_sheets() -> None:
+    benchmark = BENCHMARKS["mmvp"]
+    lines = []
+    for index, (truth, original, raw) in enumerate(
+        [("A", "A", "(a)"), ("B", "B", "B."), ("B", "A", "(b)"), ("A", "A", "(b)")], start=1
+    ):
+        line = {
+            "id": str(index),
+            "protocol": "standard",
+            "raw": raw,
+            "truth": truth,
+            "cluster": f"pair {(index + 1) // 2}",
+        }
+        lines.append(scored(benchmark, line | {"about": {"original": original}}))
+    figures = benchmark.figures(lines)
+    assert figures["accuracy"].value == 0.75 and figures["pair_accuracy"].value == 0.5
+    assert figures["original_accuracy"].value == 0.5 and figures["original_pair_accuracy"].value == 0.5
+
+
+QUESTION_SETS = {
+    "vqav2": (partial(write_vqa, split="val2014"), {"question_id", "answer"}),
+    "okvqa": (write_okvqa, {"question_id", "answer"}),
+    "textvqa": (write_textvqa, {"question_id", "answer"}),
+    "vizwiz": (write_vizwiz, {"image", "answer"}),
+    "gqa": (write_gqa, {"questionId", "prediction"}),
+}
+
+
+@pytest.mark.parametrize("name", QUESTION_SETS)
+def test_open_questions(name: str, tmp_path: Path) -> None:
+    write, keys = QUESTION_SETS[name]
+    write(tmp_path / "data" / name, World(), 3, HELD_OUT)
+    kind = "deem" if name in ("vqav2", "vizwiz") else "llava"
+    results = run(checkpoint(kind), tmp_path / "out", tmp_path / "data", name, limit=6, num_beams=1)
+    result = check(results, tmp_path / "out", name)
+    assert 0 < result["figures"]["accuracy"]["chance"] <= 1
+    rows = json.loads((tmp_path / "out" / name / "submission.json").read_text())
+    assert len(rows) == result["samples"] and all(set(row) == keys for row in rows)
+
+
+@pytest.mark.parametrize("name", QUESTION_SETS)
+def test_right_answers_to_open_questions_count_fully(name: str, tmp_path: Path) -> None:
+    QUESTION_SETS[name][0](tmp_path / name, World(), 3, HELD_OUT)
+    benchmark = BENCHMARKS[name]
+    samples = benchmark.load(DataSource(name, str(tmp_path))).samples
+    lines = []
+    for sample in samples:
+        assert sample.fault is None and sample.images[0].read()[0].size == (64, 64)
+        truth = sample.truth[0] if isinstance(sample.truth, list) else sample.truth
+        line = {"id": sample.id, "truth": sample.truth, "about": sample.about, "cluster": sample.cluster}
+        lines.append(scored(benchmark, line | {"protocol": "standard", "raw": truth}))
+    assert benchmark.figures(lines)["accuracy"].value == 1
+    failed = [scored(benchmark, line | {"error": "missing image", "raw": ""}) for line in lines]
+    assert benchmark.figures(failed)["accuracy"].value == 0
+
+
+def test_easy_vqa(tmp_path: Path) -> None:
+    write_easy_vqa(tmp_path / "data" / "easy_vqa", World(), 3, HELD_OUT)
+    results = run(checkpoint("llava"), tmp_path / "out", tmp_path / "data", "easy_vqa")
+    figures = check(results, tmp_path / "out", "easy_vqa")["figures"]
+    assert figures["accuracy"]["count"] == 9 and figures["yes_no_accuracy"]["count"] == 6
+    assert figures["images_all_right"]["count"] == 3
