@@ -41,6 +41,7 @@ from recipes.evaluation.suite import WORLD, SuiteArguments, data_sources, has_fa
 from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, make_scheduler
 from recipes.prompts import PROMPTS
 from recipes.synthetic.scenes import World
+from recipes.whole_files import check_writable, write_whole
 
 # One option --num_<name> per line of the table of measures; 0 leaves the measure out.
 Numbers = make_dataclass(
@@ -96,7 +97,7 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
 
 def measure_world(arguments: EvaluateArguments, out: Path) -> dict[str, dict[str, Any]]:
     """Write the figures and samples of the world into a folder; return the figures."""
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     model, processor = load_for_inference(arguments.model)
     scheduler = make_scheduler(model, arguments.scheduler)
     subject = Subject(
@@ -119,7 +120,7 @@ def measure_world(arguments: EvaluateArguments, out: Path) -> dict[str, dict[str
             subject, [describe_scene(scene) for scene in subject.unseen(arguments.num_samples)], out / "samples"
         )
         write_drawings(subject, out / "samples")
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    write_whole(out / "metrics.json", json.dumps(metrics, indent=1))
     print(format_figures(metrics))
     return metrics
 

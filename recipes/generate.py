@@ -21,6 +21,7 @@ from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, mak
 from recipes.generation.prompt import make_prompt
 from recipes.generation.tasks import draw_images, redraw_images, write_text
 from recipes.prompts import PROMPTS
+from recipes.whole_files import check_writable
 
 
 @dataclass
@@ -78,7 +79,7 @@ def main(arguments: GenerateArguments) -> None:
     sampling = {"num_inference_steps": arguments.num_inference_steps, "scheduler": scheduler, "seed": arguments.seed}
     rows = [images] * len(texts)
     out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
 
     if arguments.answer:
         prompts = [make_prompt(processor, arguments.template, text, len(images)) for text in texts]

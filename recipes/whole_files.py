@@ -12,6 +12,15 @@ AGAIN = "Make room or write access, or name another folder, and start the same c
 
 
 @contextmanager
+def worded(path: str | Path) -> Iterator[None]:
+    """Give an error in writing a file the words that say what to do; it stays an OSError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} could not be written ({type(error).__name__}: {error}). {AGAIN}") from error
+
+
+@contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a path to write to, which takes the place of `path` at the end: half a file never does.
 
@@ -21,13 +30,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
+        with worded(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            unfinished.replace(path)
+    except OSError:
         with suppress(OSError):  # what is wrong is said already
             unfinished.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({type(error).__name__}: {error}). {AGAIN}") from error
+        raise
 
 
 def write_whole(path: str | Path, text: str) -> None:

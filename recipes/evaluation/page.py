@@ -19,6 +19,7 @@ from recipes.evaluation.predictions import PREDICTIONS, read_lines
 from recipes.evaluation.sources import DataSource
 from recipes.run_report import page as report_page
 from recipes.run_report.markup import cards, section, table
+from recipes.whole_files import write_whole
 
 PAGE = "evaluation.html"
 WORST = 12  # samples shown per benchmark
@@ -58,12 +59,12 @@ def write_html(path: Path, title: str, subtitle: str, blocks: Iterable[str], wri
     """Write a page in the style of the run report."""
     style = Path(report_page.__file__).with_suffix(".css").read_text(encoding="utf-8")
     head = f"<header><h1>{escape(title)}</h1><p>DEEM · {escape(subtitle)}</p></header>"
-    path.write_text(
+    write_whole(
+        path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{head}"
         f"{''.join(blocks)}<footer>Written by {writer}</footer></main></body></html>\n",
-        encoding="utf-8",
     )
     return path
 

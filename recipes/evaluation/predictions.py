@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from recipes.evaluation.benchmark import Line
+from recipes.whole_files import whole_file, worded, write_whole
 
 PREDICTIONS, MANIFEST, LOCK = "predictions.jsonl", "manifest.json", ".lock"
 SHARDS = "predictions-*-of-*.jsonl"
@@ -57,12 +58,10 @@ def read_lines(file: Path) -> list[Line]:
 
 def write_lines(file: Path, lines: Iterable[Line]) -> None:
     """Replace a file by these lines, at once."""
-    new = file.with_suffix(".new")
-    with open(new, "w", encoding="utf-8") as stream:
+    with whole_file(file) as new, open(new, "w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(line) + "\n" for line in lines)
         stream.flush()
         os.fsync(stream.fileno())
-    new.replace(file)
 
 
 class PredictionFile:
@@ -113,7 +112,7 @@ class PredictionFile:
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write lines; they are on the disk when this returns."""
-        with open(self.own, "a", encoding="utf-8") as stream:
+        with worded(self.own), open(self.own, "a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(line) + "\n" for line in lines)
             stream.flush()
             os.fsync(stream.fileno())
@@ -186,10 +185,7 @@ def check_manifest(folder: Path, wanted: dict[str, Any]) -> None:
     file = folder / MANIFEST
     wanted = json.loads(json.dumps(wanted))
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(".new")
-        new.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-        new.replace(file)
+        write_whole(file, json.dumps(wanted, indent=1))
         return
     saved = read_manifest(folder)
     if found := differences(saved, wanted):

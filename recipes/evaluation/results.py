@@ -9,6 +9,7 @@ from typing import Any
 from recipes.evaluation.benchmark import Benchmark, Line, figure_rows, scored
 from recipes.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from recipes.evaluation.predictions import MANIFEST, PREDICTIONS, differences, read_lines, read_manifest, write_lines
+from recipes.whole_files import write_whole
 
 RESULTS, SUBMISSION = "results.json", "submission.json"
 CHECKED = "check_batching.json"
@@ -70,7 +71,7 @@ def score_benchmark(folder: Path) -> dict[str, Any]:
     if (folder / CHECKED).is_file():
         results["check_batching"] = json.loads((folder / CHECKED).read_text(encoding="utf-8"))
     if (submission := benchmark.submission(lines)) is not None:
-        (folder / SUBMISSION).write_text(json.dumps(submission), encoding="utf-8")
+        write_whole(folder / SUBMISSION, json.dumps(submission))
     return results
 
 
@@ -79,7 +80,7 @@ def score(out: Path, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     results = {name: score_benchmark(out / name) for name in names or evaluated(out)}
     file = out / RESULTS
     before = json.loads(file.read_text(encoding="utf-8")) if names and file.is_file() else {}
-    file.write_text(json.dumps(before | results, indent=1), encoding="utf-8")
+    write_whole(file, json.dumps(before | results, indent=1))
     return results
 
 

@@ -16,6 +16,7 @@ from recipes.evaluation.predictions import model_digests
 from recipes.evaluation.results import CHECKED, format_results, score
 from recipes.evaluation.running import Job, check_batching, generate, process_state
 from recipes.evaluation.sources import DataSource
+from recipes.whole_files import write_whole
 
 WORLD = "world"
 
@@ -119,7 +120,7 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
         lines = generate(job, answerer, about, arguments.batch_size)
         if arguments.check_batching and state.is_main_process:
             checked = check_batching(job, answerer, lines, arguments.check_batching)
-            (job.folder / CHECKED).write_text(json.dumps(checked, indent=1), encoding="utf-8")
+            write_whole(job.folder / CHECKED, json.dumps(checked, indent=1))
     if not state.is_main_process:
         return {}
     return score_and_report(Path(arguments.out), names, sources)

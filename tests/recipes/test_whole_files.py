@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from recipes.evaluation.predictions import PredictionFile, write_lines
 from recipes.run_report.page import write_report
 from recipes.run_report.plots import plot_curve
 from recipes.training.latent_cache import write_shard
@@ -54,6 +55,21 @@ def test_a_folder_that_takes_no_file_is_refused_before_anything_is_computed(tmp_
             check_writable(folder)
     check_writable(tmp_path / "a" / "b")
     assert not os.listdir(tmp_path / "a" / "b")
+
+
+def test_predictions_go_on_behind_the_last_whole_line(tmp_path):
+    predictions, lines = (
+        PredictionFile(tmp_path),
+        [{"id": str(number), "prediction": "x" * 500} for number in range(6)],
+    )
+    predictions.append(lines[:2])
+    with full_disk(1500), pytest.raises(OSError, match=f"predictions.jsonl could not be written .*{AGAIN}"):
+        predictions.append(lines[2:])
+    assert (tmp_path / "predictions.jsonl").stat().st_size == 1500 and predictions.join() == lines[:2]
+    with full_disk(500), pytest.raises(OSError, match=f"predictions.jsonl could not be written .*{AGAIN}"):
+        write_lines(tmp_path / "predictions.jsonl", lines)
+    predictions.append(lines[2:])
+    assert predictions.join() == lines and os.listdir(tmp_path) == ["predictions.jsonl"]
 
 
 def test_latents_plots_and_reports_are_whole_or_not_there(tmp_path):
