@@ -188,7 +188,7 @@ def check_manifest(folder: Path, wanted: dict[str, Any]) -> None:
         write_whole(file, json.dumps(wanted, indent=1))
         return
     saved = read_manifest(folder)
-    if found := differences(saved, wanted):
+    if found := [line for line in differences(saved, wanted) if not line.startswith("notes:")]:
         raise ValueError(
             f"{folder} holds an evaluation of something else, so that it cannot go on: {'; '.join(found)}. Give another "
             "--out, or remove that folder."

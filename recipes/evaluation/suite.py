@@ -149,4 +149,6 @@ def _generation(options: dict[str, Any], arguments: SuiteArguments) -> dict[str,
         options = options | {"do_sample": True, "temperature": arguments.temperature, "num_beams": 1}
     if options.get("num_beams", 1) == 1:
         options.pop("length_penalty", None)
+    if "min_new_tokens" in options:
+        options["min_new_tokens"] = min(options["min_new_tokens"], options["max_new_tokens"])
     return options

@@ -91,8 +91,9 @@ def write_captioned(folder: str | Path, world: World, num: int, start: int = 0, 
     for number, scene in write_images(folder, world, num, start, name, name_of):
         captions = [scene.caption(detail).capitalize() for detail in CAPTION_DETAILS]
         listed.append({"image": name_of(number), "caption": captions})
-        domain = ("in-domain", "near-domain", "out-domain")[number % 3]
-        images.append({"id": number, "file_name": Path(name_of(number)).name, "domain": domain})
+        images.append({"id": number, "file_name": Path(name_of(number)).name})
+        if name == "nocaps":
+            images[-1]["domain"] = ("in-domain", "near-domain", "out-domain")[number % 3]
         annotations += [{"id": len(annotations) + i, "image_id": number, "caption": c} for i, c in enumerate(captions)]
         about = {"image_id": f"{number:016x}", "set_name": "val", "reference_strs": captions}
         rows += [about | {"caption_str": caption, "caption_id": len(rows)} for caption in captions]
