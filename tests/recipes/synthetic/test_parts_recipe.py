@@ -15,6 +15,7 @@ from recipes.parts import PARTS, PartsArguments, make_parts, whole_folder
 from recipes.synthetic.parts.diffusion_modules import new_vae
 from recipes.synthetic.parts.diffusion_pipeline import draw, train_vae
 from recipes.synthetic.parts.images import render, share_of_colors, to_pil, to_unit
+from recipes.synthetic.parts.language_model import least_color_distance
 from recipes.synthetic.parts.texts import train_tokenizer, world_texts
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
@@ -50,6 +51,15 @@ def test_text_loads_with_its_tokenizer_and_continues_a_text(parts):
         assert getattr(model.config, name) == getattr(tokenizer, name) is not None
     ids = tokenizer("A photo of", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=3).shape[1] > ids.input_ids.shape[1]
+
+
+def test_last_states_keep_words_that_go_on_alike(parts):
+    """Drawings come from last states, and "red" and "blue" are followed by the same words."""
+    tokenizer = AutoTokenizer.from_pretrained(parts / "text")
+    model = AutoModelForCausalLM.from_pretrained(parts / "text")
+    assert least_color_distance(model, tokenizer) > 1.0  # nearly orthogonal at the start; 1.4 is the most
+    model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(["Ġred", "Ġblue"])] = 1.0
+    assert least_color_distance(model, tokenizer) < 1e-5
 
 
 def test_the_tokenizer_puts_bos_in_front_and_reads_any_text(parts):
