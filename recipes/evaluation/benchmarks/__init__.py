@@ -2,6 +2,7 @@
 """The table of benchmarks that `recipes/evaluate.py --benchmarks` knows; a new one is a file here and a line."""
 
 from recipes.evaluation.benchmark import Benchmark
+from recipes.evaluation.benchmarks.captions import SETS
 from recipes.evaluation.benchmarks.easy_vqa import EasyVqa
 from recipes.evaluation.benchmarks.mmvp import Mmvp
 from recipes.evaluation.benchmarks.pope import Pope
@@ -17,6 +18,7 @@ _ALL: tuple[Benchmark, ...] = (
     TextVqa(),
     VizWiz(),
     Gqa(),
+    *SETS,
     EasyVqa(),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

@@ -16,7 +16,7 @@ from recipes.evaluation.benchmarks.robustvqa import named
 from recipes.evaluation.sources import DataSource
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
-from recipes.synthetic.writers.benchmarks import write_easy_vqa, write_mmvp, write_vizwiz
+from recipes.synthetic.writers.benchmarks import write_captioned, write_easy_vqa, write_mmvp, write_vizwiz
 from recipes.synthetic.writers.evaluation import write_pope, write_robustvqa
 from recipes.synthetic.writers.questions import write_gqa, write_okvqa, write_textvqa, write_vqa
 
@@ -165,3 +165,23 @@ def test_easy_vqa(tmp_path: Path) -> None:
     figures = check(results, tmp_path / "out", "easy_vqa")["figures"]
     assert figures["accuracy"]["count"] == 9 and figures["yes_no_accuracy"]["count"] == 6
     assert figures["images_all_right"]["count"] == 3
+
+
+@pytest.mark.parametrize("name", ["coco", "nocaps", "flickr30k", "textcaps"])
+def test_captions(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # without Java: METEOR takes seconds to start
+    write_captioned(tmp_path / "data" / name, World(), 6, HELD_OUT, name)
+    kind = "deem" if name == "coco" else "llava"
+    results = run(checkpoint(kind), tmp_path / "out", tmp_path / "data", name, num_beams=1)
+    result = check(results, tmp_path / "out", name)
+    assert {"cider", "rouge_l", "bleu_1", "bleu_4", "single_reference_cider"} <= set(result["figures"])
+    assert ("in-domain cider" in result["figures"]) == (name == "nocaps")
+    assert result["samples"] == 6 and any("Java" in note for note in result["notes"])
+    benchmark = BENCHMARKS[name]
+    right = [scored(benchmark, line | {"raw": line["truth"][1]}) for line in lines_of(tmp_path / "out" / name)]
+    figures = benchmark.figures(right)
+    assert figures["bleu_4"].value == pytest.approx(1) and figures["rouge_l"].value == pytest.approx(1)
+    assert figures["cider"].value > 1
+    assert sum(benchmark.scores(right)) / 6 == pytest.approx(figures["cider"].value)
+    failed = [scored(benchmark, line | {"error": "missing image", "raw": ""}) for line in right]
+    assert benchmark.figures(failed)["cider"].value == 0

@@ -1,0 +1,188 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Captions: COCO (Karpathy's test split), NoCaps by domain, Flickr30k, TextCaps.
+
+Files, told by their content: BLIP's list of {image, caption: [...]}, COCO's {images, annotations}, Karpathy's {images:
+[{split, sentences}]}, TextCaps' {data}; or rows of `datasets` with `image` and captions. All references count; figures
+named `single_reference_` are of the released rule, one reference an image, drawn at random.
+
+Words are those of the PTB-like tokenizer in `scoring`; CIDEr is CIDEr-D, with document frequencies of the captions
+evaluated. METEOR needs Java and pycocoevalcap; a note says so where they are not there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.data.samples import IMAGE
+from recipes.evaluation.benchmark import (
+    Benchmark,
+    Figure,
+    Figures,
+    ImageSource,
+    Line,
+    Loaded,
+    Request,
+    Sample,
+    stable_number,
+)
+from recipes.evaluation.benchmarks.files import make_samples, read_json, text_of
+from recipes.evaluation.benchmarks.shares import figure_of, share_figure
+from recipes.evaluation.scoring.captions import bleu_counts, bleu_figure, cider_d, meteor, meteor_missing, rouge_l
+from recipes.evaluation.scoring.intervals import bootstrap_interval, mean_interval
+from recipes.evaluation.sources import DataSource, ImageFolders
+from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUEST
+
+STANDARD_REQUEST = "\nProvide a one-sentence caption for the provided image."  # as lmms-eval has it
+MOST_CIDER = 10.0
+CAPTION_COLUMNS = ("captions", "caption", "annotations_captions", "reference_strs", "answer", "caption_str")
+DOMAINS = ("in-domain", "near-domain", "out-domain")
+
+
+class Captions(Benchmark):
+    """One set of captioned images.
+
+    Args:
+        patterns: of its annotation file.
+        folders: that its images lie in.
+    """
+
+    headline = "cider"
+    generation = {
+        "deem": {
+            "num_beams": 5,
+            "max_new_tokens": 20,
+            "min_new_tokens": 8,
+            "length_penalty": 1.0,
+            "do_sample": False,
+        },
+        "standard": {"num_beams": 1, "max_new_tokens": 64, "do_sample": False},
+    }
+
+    def __init__(self, name: str, patterns: tuple[str, ...], folders: tuple[str, ...]) -> None:
+        self.name, self.patterns, self.folders = name, patterns, folders
+
+    def load(self, source: DataSource) -> Loaded:
+        """Read each image with all its captions."""
+        if source.find(*self.patterns) is None and (found := source.rows()):
+            return Loaded(make_samples(found[0], _of_row, ""), found[1])
+        file = source.need(*self.patterns)
+        folders = ImageFolders(file.parent, *self.folders, "", "images")
+        rows = list(_images_of(file))
+
+        def sample(number: int, row: Any) -> Sample:
+            image, captions, group = row
+            captions = [text_of(caption) for caption in captions]
+            if not captions:
+                raise ValueError("an image without captions")
+            where = ImageSource(image, folders.find(image, Path(image).name))
+            return Sample(image, (where,), "", captions, image, group)
+
+        return Loaded(make_samples(rows, sample, "row"), {file: len(rows)})
+
+    def request(self, sample: Sample, protocol: str) -> Request:
+        """The released request, or that of lmms-eval."""
+        if protocol == "deem":
+            return Request((IMAGE, f" {DESCRIBE_REQUEST} "), f" {CAPTION_BEGIN}")
+        return Request((IMAGE, STANDARD_REQUEST))
+
+    def parse(self, raw: str, line: Line) -> str:
+        """The caption on one line."""
+        return " ".join(raw.split())
+
+    def score(self, parsed: str, line: Line) -> float:
+        """ROUGE-L, which one image has of its own."""
+        return rouge_l([parsed], [line["truth"]]).corpus if line["truth"] else 0.0
+
+    def scores(self, lines: Sequence[Line]) -> list[float]:
+        """CIDEr-D of each image."""
+        return cider_d(*_texts(lines)).per_image.tolist()
+
+    def figures(self, lines: Sequence[Line]) -> Figures:
+        """All metrics over all images, CIDEr and BLEU-4 of each domain, and by one reference."""
+        figures = _metrics("", lines)
+        if meteor_missing() is None:
+            figures["meteor"] = Figure(meteor(*_texts(lines)).corpus, count=len(lines))
+        groups = [name for name in sorted({line["group"] for line in lines}) if name]
+        for name in groups:
+            figures |= _metrics(f"{name} ", [line for line in lines if line["group"] == name], ("cider", "bleu_4"))
+        figures["empty"] = share_figure([not line["parsed"] for line in lines], [line["cluster"] for line in lines])
+        return figures | _metrics("single_reference_", list(map(_one_reference, lines)), ("cider", "bleu_4"))
+
+    def notes(self, loaded: Loaded) -> list[str]:
+        """Say why METEOR is not among the figures."""
+        return [f"meteor not computed: {reason}"] if (reason := meteor_missing()) else []
+
+
+def _texts(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return captions and references; a failed image has an empty caption, one without references one of no word."""
+    return [line["parsed"] or "" for line in lines], [line["truth"] or ["-"] for line in lines]
+
+
+def _metrics(prefix: str, lines: Sequence[Line], only: Sequence[str] = ()) -> Figures:
+    texts, clusters = _texts(lines), [line["cluster"] for line in lines]
+    figures: Figures = {}
+    make: dict[str, Callable[[], Figure]] = {
+        "cider": lambda: figure_of(mean_interval(cider_d(*texts).per_image.tolist(), clusters, (0.0, MOST_CIDER))),
+        "rouge_l": lambda: share_figure(rouge_l(*texts).per_image.tolist(), clusters),
+    }
+    counts = bleu_counts(*texts)
+    for order in range(4, 0, -1):
+        make[f"bleu_{order}"] = lambda order=order: figure_of(
+            bootstrap_interval(counts, bleu_figure(order), clusters)  # type: ignore[misc]
+        )
+    for name, figure in make.items():
+        if not only or name in only:
+            figures[f"{prefix}{name}"] = figure()
+    return figures
+
+
+def _one_reference(line: Line) -> Line:
+    truth = line["truth"] or ["-"]
+    return line | {"truth": [truth[stable_number(0, f"reference {line['id']}") % len(truth)]]}
+
+
+def _images_of(file: Path) -> Iterator[tuple[str, list[Any], str]]:
+    """Yield image, captions and domain from any of the layouts."""
+    read = read_json(file)
+    if isinstance(read, list):
+        yield from ((row["image"], _listed(row["caption"]), "") for row in read)
+    elif "data" in read:
+        captions: dict[str, list[Any]] = {}
+        for row in read["data"]:
+            captions.setdefault(f"{row['image_id']}.jpg", []).append(row["caption_str"])
+        yield from ((image, said, "") for image, said in captions.items())
+    elif "annotations" in read:
+        by_image: dict[Any, list[Any]] = {}
+        for row in read["annotations"]:
+            by_image.setdefault(row["image_id"], []).append(row["caption"])
+        for row in read["images"]:
+            yield row["file_name"], by_image.get(row["id"], []), row.get("domain") or ""
+    else:
+        for row in read["images"]:
+            if row.get("split") == "test":
+                image = "/".join(part for part in (row.get("filepath"), row["filename"]) if part)
+                yield image, [sentence["raw"] for sentence in row["sentences"]], ""
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _of_row(number: int, row: Any) -> Sample:
+    captions = next(row[name] for name in CAPTION_COLUMNS if row.get(name))
+    names = ("file_name", "filename", "image_id", "img_id", "question_id")
+    image = str(next((row[name] for name in names if row.get(name)), f"row {number}"))
+    group = str(row.get("domain") or "")
+    truth = [text_of(caption) for caption in _listed(captions)]
+    return Sample(f"{number}/{image}", (ImageSource(image, row["image"]),), "", truth, image, group)
+
+
+COCO_NAMES = ("coco_karpathy_test.json", "annotations/coco_karpathy_test.json", "dataset_coco.json")
+SETS = (
+    Captions("coco", COCO_NAMES, ("val2014", "train2014")),
+    Captions("nocaps", ("nocaps_val_4500_captions.json", "nocaps_val*.json"), ("validation", "val")),
+    Captions(
+        "flickr30k", ("flickr30k_test1k.json", "flickr30k_test*.json", "dataset_flickr30k.json"), ("flickr30k-images",)
+    ),
+    Captions("textcaps", ("TextCaps_0.1_val.json",), ("train_images",)),
+)
