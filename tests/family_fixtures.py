@@ -1,23 +1,31 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Every supported vision encoder, language model and denoiser, made tiny (docs/parts.md)."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import build_tokenizer
 from deem_fixtures import (
     SCHEDULER,
     SIDE,
     TEXT,
+    UNET,
     VAE,
     VISION,
 )
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    CLIPTextConfig,
+    CLIPTextModel,
     PreTrainedConfig,
 )
 
 from modeling_deem import DeemForConditionalGeneration
+
+OLD_VOCABULARY = 259  # of a language model before it becomes a part
 
 # What a family's tiny config has besides TEXT.
 TEXTS: dict[str, dict[str, Any]] = {
@@ -146,3 +154,33 @@ def plain_language_model(model: DeemForConditionalGeneration) -> torch.nn.Module
     plain.base_model.load_state_dict(model.model.language_model.state_dict())
     plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
     return plain
+
+
+def save_text(folder: str | Path, vocabulary: int = OLD_VOCABULARY, **changes: Any) -> None:
+    """A random language model with its tokenizer, as a part."""
+    config = AutoConfig.for_model(**{**TEXT, "vocab_size": vocabulary, **changes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+
+
+def save_diffusion(folder: str | Path) -> None:
+    """A random Stable Diffusion pipeline, as a part."""
+    text = CLIPTextConfig(
+        vocab_size=OLD_VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+    )
+    StableDiffusionPipeline(
+        AutoencoderKL.from_config({**VAE, "scaling_factor": 0.7}),
+        CLIPTextModel(text),
+        build_tokenizer(),
+        UNet2DConditionModel.from_config(UNET),
+        # As Stable Diffusion ships it: a sampler's config, of which training takes the noise schedule.
+        PNDMScheduler.from_config({**SCHEDULER, "_class_name": "PNDMScheduler"}),
+        None,
+        None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)

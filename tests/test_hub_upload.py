@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor, ConvNextImageProcessorPil
 
 import hub_upload
 from processing import DeemProcessor
-from recipes.run_report.card import parameter_counts
+from recipes.run_report.card import find_record, parameter_counts, write_card
 
 CLASSES = ["DeemProcessor", "DeemImageProcessorPil", *["DeemForConditionalGeneration"] * 3, "DeemProcessor"]
 
@@ -49,10 +49,12 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def repo(checkpoint, tmp_path_factory) -> Path:
-    """The folder as a dry run writes and tests it."""
+    """The folder as it is uploaded; tests/first_hour.py makes a dry run, which tests it."""
     out = tmp_path_factory.mktemp("hub") / "deem"
-    licences = ["--part-licences", "vision=mit", "text=apache-2.0"]
-    return hub_upload.main([str(checkpoint), "--repo", "org/deem", "--dry-run", "--out", str(out), *licences])
+    hub_upload.make_repo(checkpoint, out)
+    licences = {"vision": "mit", "text": "apache-2.0"}
+    write_card(out, checkpoint, "org/deem", find_record(checkpoint, "metrics.json"), licences=licences)
+    return out
 
 
 def test_the_folder_is_flat_and_whole(repo, checkpoint) -> None:

@@ -3,17 +3,14 @@
 
 import copy
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_tokenizer
-from deem_fixtures import SCHEDULER, SIDE, TEXT, UNET, VAE, VISION, tensors_of, tiny_batch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from deem_fixtures import SIDE, VISION, tensors_of, tiny_batch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from family_fixtures import OLD_VOCABULARY, save_diffusion, save_text
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -23,7 +20,6 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
-    CLIPTextConfig,
     CLIPTextModel,
     ConvNextImageProcessorPil,
     GenerationConfig,
@@ -34,7 +30,6 @@ from modeling_deem import DeemConfig, DeemForConditionalGeneration, DeemImageDec
 from modeling_deem.composing_deem import encoder_image_size, joint_sizes
 from processing import DeemProcessor
 
-OLD_VOCABULARY = 259
 FIELDS = {
     "num_image_tokens": 4,
     "feature_size": 32,
@@ -43,12 +38,6 @@ FIELDS = {
     "perceiver_config": {"hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 1},
     "image_decoder_config": {"fusion_size": 32, "fusion_heads": 4},
 }
-
-
-def save_text(folder, vocabulary: int = OLD_VOCABULARY, **changes) -> None:
-    config = AutoConfig.for_model(**{**TEXT, "vocab_size": vocabulary, **changes})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +49,8 @@ def parts(tmp_path_factory) -> dict[str, str]:
     vision.save_pretrained(root / "vision")
     ConvNextImageProcessorPil(size={"shortest_edge": SIDE}).save_pretrained(root / "vision")
     save_text(root / "text")
-    diffusion = root / "diffusion"
-    text = CLIPTextConfig(
-        vocab_size=OLD_VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-    )
-    StableDiffusionPipeline(
-        AutoencoderKL.from_config({**VAE, "scaling_factor": 0.7}),
-        CLIPTextModel(text),
-        build_tokenizer(),
-        UNet2DConditionModel.from_config(UNET),
-        # As Stable Diffusion ships it: a sampler's config, of which training takes the noise schedule.
-        PNDMScheduler.from_config({**SCHEDULER, "_class_name": "PNDMScheduler"}),
-        None,
-        None,
-        requires_safety_checker=False,
-    ).save_pretrained(diffusion)
-    return {"vision": str(root / "vision"), "text": str(root / "text"), "diffusion": str(diffusion)}
+    save_diffusion(root / "diffusion")
+    return {"vision": str(root / "vision"), "text": str(root / "text"), "diffusion": str(root / "diffusion")}
 
 
 def compose(parts: dict[str, str], **changes) -> DeemForConditionalGeneration:
@@ -388,20 +358,6 @@ def test_parts_that_do_not_fit_are_refused(parts, tmp_path) -> None:
         compose({**parts, "text": str(tmp_path)})
 
 
-def test_the_example_of_the_docs_composes_trains_and_draws(parts, tmp_path, monkeypatch) -> None:
-    section = (Path(__file__).parents[2] / "docs" / "parts.md").read_text(encoding="utf-8")
-    snippet = re.search(r"## Compose, train, draw\n.*?```python\n(.*?)```", section, re.DOTALL)[1]
-    assert len(snippet.splitlines()) <= 20
-    for name, folder in parts.items():
-        (tmp_path / name).symlink_to(folder)
-    monkeypatch.chdir(tmp_path)
-    found: dict = {}
-    exec(snippet, found)
-    side = found["model"].config.image_decoder_config.target_size
-    assert found["drawn"].shape == (1, 3, side, side) and found["drawn"].isfinite().all()
-    assert (tmp_path / "mine" / "checkpoint-10" / "model.safetensors").is_file()
-
-
 @pytest.mark.parametrize(
     ("family", "crop"), [("clip", True), ("dinov2", False), ("resnet", False), ("siglip2", False)]
 )
@@ -417,18 +373,14 @@ def test_an_exported_encoder_sees_the_same(parts, tmp_path, monkeypatch, family:
     model.export_encoder(tmp_path / "out", processor)
     np.save(tmp_path / "image.npy", image)
     code = (
-        "import numpy, sys, torch\n"
+        "import numpy, torch\n"
         "from transformers import AutoImageProcessor, AutoModel\n"
         "image = numpy.load('image.npy')\n"
         "images, encoder = AutoImageProcessor.from_pretrained('out'), AutoModel.from_pretrained('out')\n"
         "inputs = images(images=image, return_tensors='pt')\n"
         "torch.save([inputs['pixel_values'], encoder(**inputs).last_hidden_state], 'seen.pt')\n"
     )
-    if family == "dinov2":  # in a process of its own, where this package is not imported
-        code += "assert 'modeling_deem' not in sys.modules and 'processing' not in sys.modules\n"
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    else:
-        exec(code, {})
+    exec(code, {})  # in a process without this package: tests/first_hour.py
     pixels, seen = torch.load(tmp_path / "seen.pt")
     with torch.no_grad():
         ours = processor(text="<image>", images=image, return_tensors="pt")["pixel_values"]
