@@ -34,11 +34,13 @@ class ImageSource:
         name: two sources of one name are the same image, which is encoded once.
         where: its file, or what gives its bytes or the image itself.
         segmentation: of a region in COCO's form; None for the whole image.
+        as_stored: read the pixels as they are stored, whatever the orientation says: boxes and masks are drawn on those.
     """
 
     name: str
     where: Path | Callable[[], bytes | Image.Image]
     segmentation: Any = None
+    as_stored: bool = False
 
     def read(self) -> tuple[Image.Image, str]:
         """Return the RGB image and the SHA-256 of its file (of its pixels, where it has none).
@@ -47,7 +49,7 @@ class ImageSource:
             BadSample: see `open_image`.
         """
         stored = self.where if isinstance(self.where, Path) else self.where()
-        image = open_image(stored, self.name, as_stored=self.segmentation is not None)
+        image = open_image(stored, self.name, self.as_stored)
         data = stored.read_bytes() if isinstance(stored, Path) else stored
         return image, sha256(image.tobytes() if isinstance(data, Image.Image) else data).hexdigest()
 

@@ -182,10 +182,9 @@ def _question(job: Job, answerer: Answerer, sample: Sample, line: Line, read: di
     line["prompt"] = answerer.prompt(request)
     images = []
     for source in sample.images:
-        key = source.name if source.segmentation is None else f"{source.name} as stored"
-        if key not in read:
-            read[key] = source.read()
-        images.append(read[key])
+        if source.name not in read:
+            read[source.name] = source.read()
+        images.append(read[source.name])
     line["images"] = [
         {"name": source.name, "sha256": sha, "file": str(source.where) if isinstance(source.where, Path) else None}
         for source, (_, sha) in zip(sample.images, images, strict=True)

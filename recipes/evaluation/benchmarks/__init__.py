@@ -7,6 +7,7 @@ from recipes.evaluation.benchmarks.easy_vqa import EasyVqa
 from recipes.evaluation.benchmarks.mmvp import Mmvp
 from recipes.evaluation.benchmarks.pope import Pope
 from recipes.evaluation.benchmarks.questions import Gqa, TextVqa, VizWiz, VqaFiles
+from recipes.evaluation.benchmarks.regions import RegionCaptions
 from recipes.evaluation.benchmarks.robustvqa import RobustVqa
 
 _ALL: tuple[Benchmark, ...] = (
@@ -19,6 +20,7 @@ _ALL: tuple[Benchmark, ...] = (
     VizWiz(),
     Gqa(),
     *SETS,
+    RegionCaptions(),
     EasyVqa(),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

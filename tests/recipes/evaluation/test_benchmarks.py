@@ -6,17 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from evaluation_fixtures import checkpoint, lines_of, run
 
 from recipes import evaluate
-from recipes.evaluation.benchmark import scored
+from recipes.data.samples import IMAGE
+from recipes.evaluation.answering import Answerer, Question, load_model
+from recipes.evaluation.benchmark import Request, scored
 from recipes.evaluation.benchmarks import BENCHMARKS
 from recipes.evaluation.benchmarks.robustvqa import named
 from recipes.evaluation.sources import DataSource
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
-from recipes.synthetic.writers.benchmarks import write_captioned, write_easy_vqa, write_mmvp, write_vizwiz
+from recipes.synthetic.writers.benchmarks import (
+    write_captioned,
+    write_described_regions,
+    write_easy_vqa,
+    write_mmvp,
+    write_vizwiz,
+)
 from recipes.synthetic.writers.evaluation import write_pope, write_robustvqa
 from recipes.synthetic.writers.questions import write_gqa, write_okvqa, write_textvqa, write_vqa
 
@@ -185,3 +194,33 @@ def test_captions(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sum(benchmark.scores(right)) / 6 == pytest.approx(figures["cider"].value)
     failed = [scored(benchmark, line | {"error": "missing image", "raw": ""}) for line in right]
     assert benchmark.figures(failed)["cider"].value == 0
+
+
+def test_described_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    write_described_regions(tmp_path / "data", World(), 2, HELD_OUT)
+    file = tmp_path / "data" / "finetune_refcocog_val_with_mask.json"
+    content = json.loads(file.read_text())
+    content["annotations"].append(content["annotations"][0] | {"id": 99, "segmentation": [[1, 2]]})
+    file.write_text(json.dumps(content))
+    results = run(checkpoint("deem"), tmp_path / "out", tmp_path / "data", "refcocog_region", num_beams=1)
+    lines = lines_of(tmp_path / "out" / "refcocog_region")
+    assert [one["error"] for one in results["refcocog_region"]["failed"]] == ["broken mask: 99"]
+    assert all(line["prompt"].count("<image>") == 2 for line in lines)
+    assert results["refcocog_region"]["figures"]["cider"]["count"] == len(content["annotations"])
+    with pytest.raises(ValueError, match="marks regions by masks"):
+        run(checkpoint("llava"), tmp_path / "other", tmp_path / "data", "refcocog_region")
+    benchmark, line = BENCHMARKS["refcocog_region"], {"truth": ["a red ball"], "about": {}, "protocol": "deem"}
+    assert benchmark.parse("## asistant: a red\nball ## user:", line) == "a red ball"
+
+
+def test_a_mask_decides_what_is_described() -> None:
+    model, processor = load_model(checkpoint("deem"))
+    image, answerer = World().scene(HELD_OUT).image, Answerer(model, processor, "deem")
+    prompt = answerer.prompt(Request((IMAGE, " What is this? ", IMAGE)))
+    left = np.zeros((64, 64), bool)
+    left[:, :32] = True
+    ask = [Question(str(n), prompt, (image, image), ("a", "a"), (None, mask)) for n, mask in enumerate((left, ~left))]
+    inputs = answerer._inputs(ask)
+    assert inputs["region_masks"].flatten(1).mean(1).tolist() == [1, 0.5, 1, 0.5]
+    assert len(answerer.answer(ask, max_new_tokens=2)) == 2 and answerer.encoded == 0
