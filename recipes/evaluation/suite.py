@@ -13,7 +13,7 @@ from recipes.evaluation.benchmark import PROTOCOLS, some_clusters
 from recipes.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from recipes.evaluation.page import write_page
 from recipes.evaluation.predictions import model_digests
-from recipes.evaluation.results import CHECKED, format_results, score
+from recipes.evaluation.results import CHECKED, RESULTS, format_results, score
 from recipes.evaluation.running import Job, check_batching, generate, process_state
 from recipes.evaluation.sources import DataSource
 from recipes.whole_files import write_whole
@@ -132,7 +132,8 @@ def score_and_report(
     """Score what lies in a folder, print the figures, write `results.json` and `evaluation.html`; return the results."""
     results = score(out, names)
     print(format_results(results))
-    print(f"page: {write_page(out, results, sources or {})}")
+    every = json.loads((out / RESULTS).read_text(encoding="utf-8"))  # also of benchmarks asked before
+    print(f"page: {write_page(out, every, sources or {})}")
     return results
 
 

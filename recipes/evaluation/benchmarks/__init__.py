@@ -4,6 +4,7 @@
 from recipes.evaluation.benchmark import Benchmark
 from recipes.evaluation.benchmarks.captions import SETS
 from recipes.evaluation.benchmarks.easy_vqa import EasyVqa
+from recipes.evaluation.benchmarks.grounding import Grounding
 from recipes.evaluation.benchmarks.mmvp import Mmvp
 from recipes.evaluation.benchmarks.pope import Pope
 from recipes.evaluation.benchmarks.questions import Gqa, TextVqa, VizWiz, VqaFiles
@@ -20,6 +21,7 @@ _ALL: tuple[Benchmark, ...] = (
     VizWiz(),
     Gqa(),
     *SETS,
+    Grounding(),
     RegionCaptions(),
     EasyVqa(),
 )

@@ -11,6 +11,7 @@ import pytest
 from evaluation_fixtures import checkpoint, lines_of, run
 
 from recipes import evaluate
+from recipes.data.readers.grounding import box_text
 from recipes.data.samples import IMAGE
 from recipes.evaluation.answering import Answerer, Question, load_model
 from recipes.evaluation.benchmark import Request, scored
@@ -24,6 +25,7 @@ from recipes.synthetic.writers.benchmarks import (
     write_described_regions,
     write_easy_vqa,
     write_mmvp,
+    write_referred_boxes,
     write_vizwiz,
 )
 from recipes.synthetic.writers.evaluation import write_pope, write_robustvqa
@@ -224,3 +226,20 @@ def test_a_mask_decides_what_is_described() -> None:
     inputs = answerer._inputs(ask)
     assert inputs["region_masks"].flatten(1).mean(1).tolist() == [1, 0.5, 1, 0.5]
     assert len(answerer.answer(ask, max_new_tokens=2)) == 2 and answerer.encoded == 0
+
+
+def test_grounding(model: Path, tmp_path: Path) -> None:
+    write_referred_boxes(tmp_path / "data", World(), 2, HELD_OUT)
+    results = run(model, tmp_path / "out", tmp_path / "data", "refcoco_grounding", num_beams=1)
+    figures = check(results, tmp_path / "out", "refcoco_grounding")["figures"]
+    assert {"iou", "center_accuracy", "unparsed", "accuracy_at_0.9", "refcoco_val"} <= set(figures)
+    benchmark, right = BENCHMARKS["refcoco_grounding"], []
+    for line in lines_of(tmp_path / "out" / "refcoco_grounding"):
+        x1, y1, x2, y2 = line["truth"]
+        if line["protocol"] == "deem":
+            raw = box_text((x1, y1, x2, y2), 64, 64)
+        else:
+            raw = f"It is [{x1 / 64:.4f}, {y1 / 64:.4f}, {x2 / 64:.4f}, {y2 / 64:.4f}]."
+        right.append(scored(benchmark, line | {"raw": raw}))
+    figures = benchmark.figures(right)
+    assert figures["accuracy"].value == 1 and figures["iou"].value > 0.9 and figures["center_accuracy"].value == 1
