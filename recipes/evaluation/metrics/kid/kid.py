@@ -1,0 +1,27 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Kernel distance of two sets of features, as mean and spread over subsets."""
+
+from typing import Any
+
+import evaluate
+from datasets import Features, List, Value
+
+from recipes.evaluation.scoring.frechet import kid
+
+
+class Kid(evaluate.Metric):
+    """See the module."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation='Bińkowski et al., "Demystifying MMD GANs" (2018).',
+            inputs_description=(
+                "predictions: features of drawn images; real: features of real images, another number of them if "
+                "need be."
+            ),
+            features=Features({"predictions": List(Value("float64"))}),
+        )
+
+    def _compute(self, predictions: list[list[float]], real: Any) -> dict[str, Any]:
+        return kid(real, predictions)._asdict()
