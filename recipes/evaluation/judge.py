@@ -26,7 +26,7 @@ class KindJudge:
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, world: World, number: int = 800, penalty: float = 0.01
+        self, model: PreTrainedModel, processor: ProcessorMixin, world: World, number: int = 600, penalty: float = 0.01
     ) -> None:
         self.tower, self.image_processor = model.model.vision_tower, processor.image_processor
         single = World(world.seed, world.size, world.shifted, max_objects=1)

@@ -133,6 +133,6 @@ MEASURES = {
     "captions": Measure(caption_figures, 500, "Images to caption."),
     "questions": Measure(question_figures, 500, "Images to ask about, one question each."),
     "consistency": Measure(consistency_figures, 500, "Images for the consistency loss."),
-    "drawings": Measure(drawing_figures, 100, "Captions to draw."),
+    "drawings": Measure(drawing_figures, 120, "Captions to draw; as many of each color."),
     "regions": Measure(region_figures, 0, "Images with a marked object to describe; for models of the region stage."),
 }
