@@ -102,9 +102,9 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
     answerer = Answerer(
         model, processor, protocol, arguments.seed, arguments.encode_once, kept_images=2 * arguments.batch_size
     )
+    if not answerer.is_deem and (regions := [benchmark.name for benchmark, *_ in found if benchmark.takes_regions]):
+        raise ValueError(f"{', '.join(regions)} marks regions by masks, which {type(model).__name__} does not take.")
     for benchmark, loaded, samples in found:
-        if benchmark.takes_regions and not answerer.is_deem:
-            raise ValueError(f"{benchmark.name} marks regions by masks, which {type(model).__name__} does not take.")
         options = _generation(benchmark.generation[protocol], arguments)
         job = Job(
             benchmark,

@@ -82,6 +82,8 @@ class OpenQuestions(Benchmark):
 
     def figures(self, lines: Sequence[Line]) -> Figures:
         """Accuracy of all, and of each type of answer and of question; chance is always giving the same answer."""
+        if all(line["about"].get("unlabelled") for line in lines):
+            return {"empty": share_figure([not line["parsed"] for line in lines], [line["cluster"] for line in lines])}
         figures = {"accuracy": mean_score(lines, self.chance(lines))}
         figures["empty"] = share_figure([not line["parsed"] for line in lines], [line["cluster"] for line in lines])
         for kind in ("answer_type", "question_type"):
@@ -125,29 +127,37 @@ class VqaFiles(OpenQuestions):
         questions = source.need(*self.patterns)
         name = questions.name.replace("OpenEnded_", "").replace("_questions", "_annotations")
         annotations = questions.with_name(name)
-        if not annotations.is_file():
-            raise ValueError(f"{questions} has no answers beside it: expected {name}.")
         return joined(questions, annotations)
 
 
 def joined(questions: Path, annotations: Path) -> Loaded:
-    """Return the samples of two files in VQA's layout."""
-    answers = {row["question_id"]: row for row in read_json(annotations)["annotations"]}
+    """Return the samples of two files in VQA's layout; those of a test split, which has no answers, are to be submitted.
+
+    Raises:
+        ValueError: there are no answers, and it is no test split.
+    """
+    unlabelled = "test" in questions.name and not annotations.is_file()
+    if not unlabelled and not annotations.is_file():
+        raise ValueError(f"{questions} has no answers beside it: expected {annotations.name}.")
+    answers = {} if unlabelled else {row["question_id"]: row for row in read_json(annotations)["annotations"]}
     split = next((part for part in questions.stem.split("_") if part[:3] in ("tra", "val", "tes")), "val2014")
     folders = ImageFolders(questions.parent, "", split, f"{split}2014", "images", "train_images", "val2014")
     rows = read_json(questions)["questions"]
 
     def sample(number: int, row: Any) -> Sample:
-        question, annotation = row["question_id"], answers[row["question_id"]]
+        question = row["question_id"]
+        annotation = {"answers": []} if unlabelled else answers[question]
         image = row.get("image") or f"COCO_{split}_{int(row['image_id']):012d}.jpg"
         about = {key: annotation.get(key) for key in ("answer_type", "question_type")} | {"question_id": question}
+        about |= {"unlabelled": True} if unlabelled else {}
         truth = [_answer(one) for one in annotation["answers"]]
-        if not truth:
+        if not truth and not unlabelled:
             raise ValueError("a question without answers")
         where = ImageSource(image, folders.find(image))
         return Sample(str(question), (where,), text_of(row["question"]), truth, image, "", about)
 
-    return Loaded(make_samples(rows, sample, "row"), {questions: len(rows), annotations: len(answers)})
+    samples = make_samples(rows, sample, "row")
+    return Loaded(samples, {questions: len(rows)} | ({} if unlabelled else {annotations: len(answers)}))
 
 
 class TextVqa(OpenQuestions):

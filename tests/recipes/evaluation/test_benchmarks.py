@@ -243,3 +243,19 @@ def test_grounding(model: Path, tmp_path: Path) -> None:
         right.append(scored(benchmark, line | {"raw": raw}))
     figures = benchmark.figures(right)
     assert figures["accuracy"].value == 1 and figures["iou"].value > 0.9 and figures["center_accuracy"].value == 1
+
+
+def test_a_test_split_without_answers_is_answered_for_submission(tmp_path: Path) -> None:
+    write_vqa(tmp_path / "data", World(), 1, HELD_OUT, split="val2014")
+    questions = tmp_path / "data" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    (tmp_path / "data" / "v2_mscoco_val2014_annotations.json").unlink()
+    with pytest.raises(ValueError, match="has no answers beside it"):
+        run(checkpoint("llava"), tmp_path / "out", tmp_path / "data", "vqav2")
+    (tmp_path / "data" / "val2014").rename(tmp_path / "data" / "test2015")
+    for image in (tmp_path / "data" / "test2015").iterdir():
+        image.rename(image.with_name(image.name.replace("val2014", "test2015")))
+    questions.rename(tmp_path / "data" / "v2_OpenEnded_mscoco_test2015_questions.json")
+    results = run(checkpoint("llava"), tmp_path / "out", tmp_path / "data", "vqav2")
+    assert list(results["vqav2"]["figures"]) == ["empty"] and results["vqav2"]["failed"] == []
+    rows = json.loads((tmp_path / "out" / "vqav2" / "submission.json").read_text())
+    assert len(rows) == results["vqav2"]["samples"] > 0
