@@ -12,9 +12,11 @@ writes below DIR, `--num` images per format:
     robustvqa/                             main object or not (RobustVQA)
 
 and, where they are named, the formats of the other stages, each in a folder of its name: questions (okvqa, textvqa,
-aokvqa, gqa, ocrvqa, llava), captions (karpathy, flickr30k, textcaps, paragraphs, narratives), boxes (refcoco, refcocog,
-vg), region masks (coco, partimagenet, pascalpart, refcoco_masks, refcoco+_masks, vg_masks, vcr, osprey), rows of
-`datasets` (obelics, chats, vqa_rows), and folders of images (imagefolder, imagefolder_rows with metadata.jsonl, csv).
+aokvqa, gqa, ocrvqa, easy_vqa, llava), captions (karpathy, flickr30k, textcaps, paragraphs, narratives), boxes
+(refcoco, refcocog, vg), region masks (coco, partimagenet, pascalpart, refcoco_masks, refcoco+_masks, vg_masks, vcr,
+osprey), rows of `datasets` (obelics, chats, vqa_rows), and folders of images (imagefolder, imagefolder_rows with
+metadata.jsonl, csv); files of benchmarks alone (mmvp, vizwiz, coco_captions, nocaps, flickr30k_test, textcaps_val, refcoco_grounding,
+refcocog_region).
 
 Each folder also holds `truth.jsonl`: per image everything that is known about it. The world itself is described in
 `recipes/synthetic/scenes.py`.
@@ -25,7 +27,7 @@ from pathlib import Path
 
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import DETAILS, HELD_OUT
-from recipes.synthetic.writers import FORMATS, MORE_FORMATS, write_formats
+from recipes.synthetic.writers import BENCHMARK_FORMATS, FORMATS, MORE_FORMATS, write_formats
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--formats",
         default=",".join(FORMATS),
-        help=f"comma-separated ({','.join(FORMATS)}); also {', '.join(MORE_FORMATS)}",
+        help=f"comma-separated ({','.join(FORMATS)}); also {', '.join([*MORE_FORMATS, *BENCHMARK_FORMATS])}",
     )
     args = parser.parse_args()
     start = args.start if args.start is not None else HELD_OUT * args.held_out

@@ -85,6 +85,15 @@ def has_known_columns(file: Path) -> bool:
     return False
 
 
+def holds_lists(file: Path) -> bool:
+    """Return whether a JSON file is a list of lists."""
+    try:
+        with open(file, "rb") as stream:
+            return re.match(rb"\s*\[\s*\[", stream.read(HEAD)) is not None
+    except OSError:
+        return False
+
+
 def _interleaved(files: list[Path], **options: Any) -> InterleavedReader:
     return InterleavedReader(files, find_image_folder(files[0]), **options)
 
@@ -114,6 +123,9 @@ FORMATS = (
     Format("rows", "rows of datasets (*.parquet, *.arrow)", r".*\.(parquet|arrow)", rows.DatasetReader),
     Format(
         "gqa", "GQA (train_balanced_questions.json)", r"\w+_(balanced|all)_questions.*\.json", question_files.GqaReader
+    ),
+    Format(
+        "easy_vqa", "Easy-VQA (questions.json)", r"questions\.json", question_files.EasyVqaReader, check=holds_lists
     ),
     Format(
         "questions", "VQAv2, OK-VQA (*_questions.json with *_annotations.json)", r".*questions\.json", QuestionReader

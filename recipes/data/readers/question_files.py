@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Questions in other files than VQAv2's: TextVQA, A-OKVQA, GQA, OCR-VQA.
+"""Questions in other files than VQAv2's: TextVQA, A-OKVQA, GQA, OCR-VQA, Easy-VQA.
 
 Files: data_and_evaluation.md section 2.5. Each question is a dialogue of one round, as in `questions`.
 """
@@ -101,6 +101,19 @@ class GqaReader(QuestionFileReader):
     def question(self, row: Any) -> tuple[str, Any, list[str]]:
         """See the base class."""
         return row["question"], row["answer"], [row.get("image") or f"{row['imageId']}.jpg"]
+
+
+class EasyVqaReader(QuestionFileReader):
+    """Easy-VQA's `questions.json`: `[[question, answer, image id], ...]`; images `images/<id>.png`."""
+
+    def rows(self, shard: Path) -> list[tuple[Any, Any]]:
+        """Return all questions."""
+        return [(f"row {number}", row) for number, row in enumerate(load_json(shard))]
+
+    def question(self, row: Any) -> tuple[str, Any, list[str]]:
+        """See the base class."""
+        question, answer, image = row
+        return question, answer, [f"{image}.png"]
 
 
 class OcrVqaReader(QuestionFileReader):

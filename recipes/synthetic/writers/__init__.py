@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
-from recipes.synthetic.writers.benchmarks import BENCHMARK_FORMATS
+from recipes.synthetic.writers.benchmarks import BENCHMARK_FORMATS, write_easy_vqa
 from recipes.synthetic.writers.captions import (
     write_caption_tars,
     write_flickr30k,
@@ -47,6 +47,7 @@ __all__ = [
     "write_captioned_masks",
     "write_chats",
     "write_coco_instances",
+    "write_easy_vqa",
     "write_flickr30k",
     "write_formats",
     "write_gqa",
@@ -79,6 +80,7 @@ MORE_FORMATS = {
     "aokvqa": write_aokvqa,
     "gqa": write_gqa,
     "ocrvqa": write_ocrvqa,
+    "easy_vqa": write_easy_vqa,
     "llava": write_llava,
     "karpathy": write_karpathy,
     "flickr30k": write_flickr30k,

@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from recipes.synthetic.scenes import Scene, World
-from recipes.synthetic.vocabulary import COLORS, pick
-from recipes.synthetic.writers.files import jpeg, numbered_scenes, ten_answers, write_coco_images, write_images
+from recipes.synthetic.vocabulary import COLORS, HELD_OUT, pick
+from recipes.synthetic.writers.files import (
+    jpeg,
+    numbered_scenes,
+    ten_answers,
+    write_coco_images,
+    write_images,
+    write_lines,
+)
 from recipes.synthetic.writers.objects import bounding_box, expression, segmentation
 
 CAPTION_DETAILS = ("coarse", "medium", "full")
@@ -20,7 +27,7 @@ def write_mmvp(folder: str | Path, world: World, num: int, start: int = 0) -> No
 
     Both images of a pair are asked the same; one of `num` images is left out where there is none that fits.
     """
-    folder, rows, first = Path(folder), [], None
+    folder, rows, truth, first = Path(folder), [], [], None
     (folder / "MMVP Images").mkdir(parents=True, exist_ok=True)
     for scene in numbered_scenes(world, num, start, "mmvp"):
         if first is None:
@@ -32,10 +39,12 @@ def write_mmvp(folder: str | Path, world: World, num: int, start: int = 0) -> No
         for one, answer in ((first, "(a)"), (scene, "(b)")):
             index = len(rows) + 1
             (folder / "MMVP Images" / f"{index}.jpg").write_bytes(jpeg(one.image))
+            truth.append(one.truth(file=f"MMVP Images/{index}.jpg", image_id=index))
             rows.append((index, "What color is the main object?", options, answer))
         first = None
     with open(folder / "Questions.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("Index", "Question", "Options", "Correct Answer"), *rows])
+    write_lines(folder / "truth.jsonl", truth)
 
 
 def write_vizwiz(folder: str | Path, world: World, num: int, start: int = 0) -> None:
@@ -52,16 +61,21 @@ def write_vizwiz(folder: str | Path, world: World, num: int, start: int = 0) -> 
 
 
 def write_easy_vqa(folder: str | Path, world: World, num: int, start: int = 0) -> None:
-    """Write Easy-VQA: `test/questions.json` of [question, answer, image id] and `test/images/<id>.png`."""
-    folder, rows = Path(folder) / "test", []
+    """Write Easy-VQA: `<split>/questions.json` of [question, answer, image id] and `<split>/images/<id>.png`.
+
+    The split is test from `HELD_OUT` on, else train.
+    """
+    folder, rows, truth = Path(folder) / ("test" if start >= HELD_OUT else "train"), [], []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for image_id, scene in enumerate(numbered_scenes(world, num, start, "easy_vqa")):
         scene.image.save(folder / "images" / f"{image_id}.png")
+        truth.append(scene.truth(file=f"{folder.name}/images/{image_id}.png", image_id=image_id))
         other = pick(world.rng(scene.index, "easy_vqa"), [color for color in COLORS if color != scene.main.color])
         rows.append([f"what color is the {scene.main.kind}?", scene.main.color, image_id])
         rows.append([f"is there a {scene.main.color} shape in the image?", "yes", image_id])
         rows.append([f"does the image not contain a {other} shape?", _yes_no(other not in _colors(scene)), image_id])
     (folder / "questions.json").write_text(json.dumps(rows))
+    write_lines(folder.parent / "truth.jsonl", truth)
 
 
 def _yes_no(truth: bool) -> str:
@@ -135,7 +149,6 @@ def write_described_regions(folder: str | Path, world: World, num: int, start: i
 BENCHMARK_FORMATS = {
     "mmvp": write_mmvp,
     "vizwiz": write_vizwiz,
-    "easy_vqa": write_easy_vqa,
     "coco_captions": write_captioned,
     "nocaps": partial(write_captioned, name="nocaps"),
     "flickr30k_test": partial(write_captioned, name="flickr30k"),

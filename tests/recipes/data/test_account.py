@@ -72,6 +72,7 @@ RECORDS: dict[str, Callable[[Path], int]] = {  # family -> how many records a fi
     "textcaps": lambda file: len(load(file)["data"]),
     "aokvqa": lambda file: len(load(file)),
     "gqa": lambda file: len(load(file)),
+    "easy_vqa": lambda file: len(load(file)),
     "osprey": lambda file: len(load(file)),
     "flickr30k": lambda file: len(load(file)),
     "paragraphs": lambda file: len(load(file)["annotations"]),
