@@ -17,7 +17,7 @@ from transformers import ConvNextImageProcessorPil, PreTrainedTokenizerFast
 
 from processing import DeemProcessor
 
-# transformers compiles a pattern per tensor that it loads or saves; a tiny model has 864 tensors, and Python keeps 512.
+# transformers compiles a pattern per tensor that it loads or saves; a tiny model has over 700 tensors, and Python keeps 512.
 re._MAXCACHE = 8192  # type: ignore[attr-defined]
 
 

@@ -45,14 +45,19 @@ TEXT = {
 UNET = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 8,
-    "block_out_channels": [16, 32, 32],
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [16, 32],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
     "layers_per_block": 1,
     "attention_head_dim": 2,
     "cross_attention_dim": 32,
     "norm_num_groups": 8,
     "use_linear_projection": True,
+}
+UNET_OF_THREE_LEVELS = UNET | {
+    "block_out_channels": [16, 32, 32],
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
 }
 VAE = {
     "_class_name": "AutoencoderKL",
@@ -77,7 +82,7 @@ SCHEDULER = {
 
 
 def tiny_decoder_config(**changes: Any) -> dict[str, Any]:
-    """Fields of a tiny `DeemImageDecoderConfig`: 64-pixel pictures, 8x8 latents, three UNet levels."""
+    """Fields of a tiny `DeemImageDecoderConfig`: 64-pixel pictures, 8x8 latents, two UNet levels."""
     fields = {
         "denoiser": UNET,
         "vae": VAE,

@@ -5,7 +5,8 @@ import copy
 
 import pytest
 import torch
-from deem_fixtures import UNET, VAE, Q, tiny_decoder_config
+from deem_fixtures import UNET_OF_THREE_LEVELS as UNET
+from deem_fixtures import VAE, Q, tiny_decoder_config
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from modeling_deem import DeemImageDecoder, DeemImageDecoderConfig

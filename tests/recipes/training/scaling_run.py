@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Twelve training steps on the tiny model, as one process or as one of several; run by test_scaling.py.
+"""Seven training steps on the tiny model, as one process or as one of several; run by test_scaling.py.
 
 python -m torch.distributed.run --nproc-per-node 2 tests/scaling_run.py FOLDER
 accelerate launch --config_file recipes/configs/accelerate/zero3.yaml --num_processes 2 --mixed_precision no \\
@@ -32,7 +32,7 @@ STEPS = [
     (["bitte"], ["bttttie", "bttitttie", "btte"]),  # the first has an image that cannot be drawn
 ]
 MODES = [{}, {}, {}, {}, {"image_loss_weight": 0.0}]
-NUM_STEPS = 10
+NUM_STEPS = len(STEPS)
 MIXED = 2  # further steps whose two micro-batches differ in what is learned: no single batch can be like them
 
 
@@ -121,15 +121,15 @@ def main(folder: Path) -> None:
     halves = [half for step in range(NUM_STEPS + MIXED) for half in micro_batches(step)[1]]
     curves = {}
     for name in ("ddp", "fsdp2"):
-        options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 7}
+        options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
         if name == "fsdp2":
             options |= {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": True}}
         trainer = train(folder / name, halves, **options)
         curves[name] = history(trainer)
         assert trainer.accelerator.distributed_type.value == {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}[name]
         trainer.save_model()
-    shutil.rmtree(folder / "fsdp2" / "checkpoint-12", ignore_errors=True)
-    resumed = train(folder / "fsdp2", halves, **options)  # from the checkpoint of step 7
+    shutil.rmtree(folder / "fsdp2" / f"checkpoint-{NUM_STEPS + MIXED}", ignore_errors=True)  # the other rank does, too
+    resumed = train(folder / "fsdp2", halves, **options)  # from the checkpoint of step 4
     curves["fsdp2 resumed"] = history(resumed)
     draws = gather_object([torch.rand(4).tolist()])  # what the next noise would be
     if int(os.environ["RANK"]) == 0:
