@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from deem_fixtures import START, tiny_batch, tiny_model
-from scaling_run import NUM_STEPS, STEPS, history, micro_batches, train, zero_steps
+from scaling_run import MIXED, NUM_STEPS, STEPS, history, micro_batches, train, zero_steps
 from transformers import AutoModel
 
 from modeling_deem.training_deem import loss_counts, with_same_parts
@@ -54,7 +54,8 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("way", ["double", "ddp", "fsdp2", "fsdp2 resumed"])
 def test_the_curve_is_that_of_two_accumulated_batches(runs, way):
     curves, expected = runs[0], runs[0]["accumulated"]
-    assert len(expected) == 12 and len(curves[way]) == {"double": NUM_STEPS}.get(way, 12)
+    assert len(expected) == NUM_STEPS + MIXED
+    assert len(curves[way]) == {"double": NUM_STEPS}.get(way, NUM_STEPS + MIXED)
     for step, (one, other) in enumerate(zip(curves[way], expected, strict=False)):
         assert set(one) == set(other)
         for name, value in one.items():
