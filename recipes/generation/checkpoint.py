@@ -5,9 +5,10 @@ from pathlib import Path
 
 import diffusers
 import torch
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 import modeling_deem  # noqa: F401  (registers the classes with AutoModel and AutoProcessor)
+from recipes.training.resuming import load_sound
 
 # Of the recipes, which draw with DDIM. The model's own default is that of its configuration: 250 as released, where the
 # sampler (DDPM) adds noise at each step.
@@ -24,7 +25,7 @@ def load_for_inference(checkpoint: str | Path) -> tuple[PreTrainedModel, Process
         The model in evaluation mode and its processor.
 
     Raises:
-        ValueError: there is no checkpoint; names the newest intermediate one if the folder holds some.
+        ValueError: there is no checkpoint; names the newest intermediate one if the folder holds some. Or it is damaged.
     """
     folder = Path(checkpoint)
     steps = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -32,8 +33,8 @@ def load_for_inference(checkpoint: str | Path) -> tuple[PreTrainedModel, Process
     try:
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise FileNotFoundError(folder / "config.json")
+        model = load_sound(checkpoint)
         processor = AutoProcessor.from_pretrained(checkpoint)
-        model = AutoModel.from_pretrained(checkpoint)
     except OSError as error:
         raise ValueError(
             f"No checkpoint to load at {str(checkpoint)!r}: expected a folder with config.json, model.safetensors and "

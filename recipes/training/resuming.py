@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer
+from transformers import AutoModel, PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
@@ -33,6 +33,7 @@ FIXED = (
 )
 DAMAGED = "cannot be read as it was written (damaged, cut or lost)"
 MEANT = f" (delete {CHECKSUMS} if it was changed on purpose)"
+MEND = "They are damaged, or of another model: copy them anew, or name another folder."
 ANEW = "start anew by --resume_from_checkpoint false or in another --output_dir"
 
 
@@ -102,6 +103,31 @@ def check_weights(folder: str | Path) -> None:
     """Raise ValueError if weights or settings in the folder of a model are torn."""
     if Path(folder).is_dir() and (torn := torn_files(folder)):
         raise ValueError(f"{', '.join(torn)} {DAMAGED}. Copy the file anew{MEANT}, or name another folder.")
+
+
+def load_sound(folder: str | Path, model_config: dict[str, Any] | None = None) -> PreTrainedModel:
+    """Return the model of a folder or Hub id.
+
+    Args:
+        model_config: fields of its config to change; parts that they add are initialized.
+
+    Raises:
+        ValueError: a file is torn, or weights are missing or of other shapes: transformers would initialize them.
+    """
+    check_weights(folder)
+    try:
+        model, found = AutoModel.from_pretrained(folder, output_loading_info=True, **(model_config or {}))
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(f"The weights of {folder} have other shapes than its config.json says. {MEND}") from error
+    if not model_config and (missing := sorted(found["missing_keys"])):
+        unknown = sorted(found["unexpected_keys"])
+        raise ValueError(
+            f"The weights of {folder} lack {len(missing)} that its config.json asks for ({', '.join(missing[:3])}), and hold "
+            f"{len(unknown)} that are not known ({', '.join(unknown[:3])}). {MEND}"
+        )
+    return model
 
 
 def checkpoint_to_resume(output_dir: str | Path, named: str | bool | None) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoProcessor, EarlyStoppingCallback
+from transformers import AutoConfig, AutoProcessor, EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
@@ -19,7 +19,7 @@ from recipes.original.published import SIZES
 from recipes.training.held_out import held_out_samples
 from recipes.training.latent_cache import LatentCache, LatentCollator, transform_id, vae_id
 from recipes.training.plan import make_plan
-from recipes.training.resuming import check_weights, last_complete_checkpoint
+from recipes.training.resuming import last_complete_checkpoint, load_sound
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
 
@@ -58,11 +58,11 @@ def load_for_training(
         model_config: fields of `DeemConfig` to change; parts that they add are initialized.
         image_size: side of the encoder's images in pixels, if not the checkpoint's.
     """
-    check_weights(folder)
+    model = load_sound(folder, model_config)
     processor = AutoProcessor.from_pretrained(folder)
     if image_size is not None:
         processor.image_processor.size = {"height": image_size, "width": image_size}
-    return AutoModel.from_pretrained(folder, **(model_config or {})), processor
+    return model, processor
 
 
 def save_initial(

@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 from modeling_deem import DeemForConditionalGeneration
 from recipes import pretrain
+from recipes.generation.checkpoint import load_for_inference
 from recipes.synthetic.scenes import World
 from recipes.synthetic.writers import write_formats
 from recipes.training.resuming import CHECKSUMS, last_complete_checkpoint, torn_files
@@ -203,3 +204,36 @@ def test_a_step_of_nan_is_skipped_and_counted(run, tmp_path, monkeypatch, loss, 
     (name,) = report["skipped_steps"]["3"]
     assert name == (loss or "gradient") and report["skipped_steps"]["3"][name]
     assert "Step 3 is skipped: NaN or inf in" in capsys.readouterr().out
+
+
+# ---- damaged models ----
+
+
+def test_a_damaged_model_is_refused_by_name(tiny_processor, tmp_path):
+    """Transformers would initialize anew what a damaged name hides."""
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    sound = weights.read_bytes(), config.read_bytes()
+    damages = [
+        (weights, b'"lm_head.', b'"lm_heae.', r"lack 1 that .*\(lm_head.bias\), and hold 1 .*\(lm_heae.bias\)"),
+        (weights, b'{"', b'["', "model.safetensors cannot be read as it was written"),
+        (weights, sound[0][-1:], b"", "model.safetensors cannot be read as it was written"),
+        (config, b'"', b"'", "config.json cannot be read as it was written"),
+        (
+            config,
+            b'"intermediate_size": ',
+            b'"intermediate_size": 1',
+            "weights of .*model have other shapes than its config",
+        ),
+    ]
+    for file, before, after, words in damages:
+        content = file.read_bytes()
+        at = content.rindex(before) if not after else content.index(before)
+        file.write_bytes(content[:at] + after + content[at + len(before) :])
+        for load in (load_for_inference, load_for_training):
+            with pytest.raises(ValueError, match=words):
+                load(str(folder))
+        weights.write_bytes(sound[0]), config.write_bytes(sound[1])
+    load_for_inference(folder)
