@@ -83,8 +83,8 @@ def unit_bytes(model: nn.Module) -> list[int]:
 
 
 def format_memory(model: nn.Module, args: DeemTrainingArguments, ranks: int) -> str:
-    """Return the memory of each rank as a table, in 10^9 bytes."""
-    lines = [f"{'per rank, GB':14}{'parameters':>12}{'gradients':>12}{'optimizer':>12}{'total':>12}"]
+    """Return the estimated memory of each rank as a table, in 10^9 bytes."""
+    lines = [f"{'GB, estimated':14}{'parameters':>12}{'gradients':>12}{'optimizer':>12}{'total':>12}"]
     for strategy in STRATEGIES:
         row = memory(model, args, strategy, ranks)
         cells = "".join(f"{value / 1e9:12.2f}" for value in (*row.values(), sum(row.values())))
@@ -145,7 +145,7 @@ def make_plan(
         lines += [f"{count} ranks" if count > 1 else "1 rank", format_memory(model, args, count), ""]
     length = pack_length or "T"
     lines.append(
-        "Activations come on top: among them the logits, "
+        "Memory is estimated from counts of parameters, without activations. These come on top: among them the logits, "
         f"{args.per_device_train_batch_size} x {length} x {config.text_config.vocab_size:,} in float32, three times."
     )
     return "\n".join(lines)

@@ -71,6 +71,7 @@ def test_every_config_has_a_plan(config, tmp_path, monkeypatch, capsys):
     plan = capsys.readouterr().out
     official = not config.name.endswith("_cpu.yaml")
     assert ("6,607,368,192" in plan) == official  # the language model's parameters
+    assert "GB, estimated " in plan and "without activations" in plan
     assert "steps       0" in plan and all(f"{strategy} " in plan for strategy in STRATEGIES)
     assert not (tmp_path / "run").exists()
     if (
