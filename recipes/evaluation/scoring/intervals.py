@@ -24,12 +24,12 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks for
     clusters: int
 
 
 def mean_interval(
-    scores: Sequence[float],
+    scores: Sequence[float] | np.ndarray,
     clusters: Sequence[Hashable] | None = None,
     bounds: tuple[float, float] | None = None,
 ) -> Interval:

@@ -45,9 +45,9 @@ def yes_no_counts(predictions: Sequence[str | None], labels: Sequence[str]) -> l
     """
     if wrong := set(labels) - {"yes", "no"}:
         raise ValueError(f"Labels are 'yes' or 'no'; got {min(wrong, key=repr)!r}.")
-    if wrong := set(predictions) - {"yes", "no", None}:
+    if unparsed := set(predictions) - {"yes", "no", None}:
         raise ValueError(
-            f"Predictions are 'yes', 'no' or None; got {min(wrong, key=repr)!r}. Parse answers with `parse_yes_no`."
+            f"Predictions are 'yes', 'no' or None; got {min(unparsed, key=repr)!r}. Parse answers with `parse_yes_no`."
         )
     return [
         [

@@ -6,6 +6,7 @@ from typing import Any
 import evaluate
 from datasets import Features, List, Value
 
+from recipes.data.readers.grounding import Box
 from recipes.evaluation.scoring.grounding import grounding_figures, parse_box, pixel_box
 
 
@@ -33,11 +34,12 @@ class Grounding(evaluate.Metric):
     def _compute(
         self,
         predictions: list[str],
-        references: list[list[float]],
+        references: list[Box],
         widths: list[int],
         heights: list[int],
         rule: str = "deem",
     ) -> dict[str, Any]:
         boxes = [parse_box(answer, rule) for answer in predictions]
-        named = [box and pixel_box(box, *size, rule) for box, *size in zip(boxes, widths, heights, strict=True)]
+        sizes = zip(boxes, widths, heights, strict=True)
+        named = [box and pixel_box(box, width, height, rule) for box, width, height in sizes]
         return grounding_figures(named, references)
