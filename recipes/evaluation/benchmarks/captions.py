@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Captions: COCO (Karpathy's test split), NoCaps by domain, Flickr30k, TextCaps.
+"""Captions: COCO (Karpathy's test split), NoCaps by domain, Flickr30k, TextCaps; paragraphs: Image2Paragraph.
 
 Files, told by their content: BLIP's list of {image, caption: [...]}, COCO's {images, annotations}, Karpathy's {images:
 [{split, sentences}]}, TextCaps' {data}; or rows of `datasets` with `image` and captions. All references count; figures
@@ -177,6 +177,54 @@ def _of_row(number: int, row: Any) -> Sample:
     return Sample(f"{number}/{image}", (ImageSource(image, row["image"]),), "", truth, image, group)
 
 
+class Paragraphs(Captions):
+    """Image2Paragraph: `paragraphs_coco.json` and `test_split.json` (or `val_split.json`, which the release takes); without
+    either, the images that are not in `train_split.json`."""
+
+    generation = {
+        "deem": {
+            "num_beams": 5,
+            "max_new_tokens": 90,
+            "min_new_tokens": 90,
+            "length_penalty": 1.0,
+            "repetition_penalty": 1.2,
+            "do_sample": False,
+        },
+        "standard": {"num_beams": 1, "max_new_tokens": 128, "do_sample": False},
+    }
+
+    def __init__(self) -> None:
+        super().__init__("image2paragraph", ("paragraphs_coco.json", "paragraphs*.json"), ())
+
+    def load(self, source: DataSource) -> Loaded:
+        """Read each image of the split with its paragraph."""
+        file = source.need(*self.patterns)
+        folders = ImageFolders(file.parent, "VG_100K", "VG_100K_2", "images", "")
+        splits = {name: file.with_name(f"{name}_split.json") for name in ("test", "val", "train")}
+        split = next((name for name in splits if splits[name].is_file()), None)
+        chosen = set(read_json(splits[split])) if split else set()
+        read = read_json(file)
+        rows = [
+            row
+            for row in (read["annotations"] if isinstance(read, dict) else read)
+            if split is None or (row["image_id"] in chosen) != (split == "train")
+        ]
+
+        def sample(number: int, row: Any) -> Sample:
+            image = text_of(row["url"]).rsplit("/", 1)[-1]
+            paragraph = text_of(row.get("caption") or row["paragraph"])
+            return Sample(str(row["image_id"]), (ImageSource(image, folders.find(image)),), "", [paragraph], image)
+
+        files: dict[Path | str, int] = {file: len(rows)}
+        return Loaded(make_samples(rows, sample, "row"), files | ({splits[split]: len(chosen)} if split else {}))
+
+    def request(self, sample: Sample, protocol: str) -> Request:
+        """The released request and beginning, or a request alone."""
+        if protocol == "deem":
+            return Request((IMAGE, " Please describe the image in detail. "), " The image depicts ")
+        return Request((IMAGE, "\nDescribe the image in a paragraph."))
+
+
 COCO_NAMES = ("coco_karpathy_test.json", "annotations/coco_karpathy_test.json", "dataset_coco.json")
 SETS = (
     Captions("coco", COCO_NAMES, ("val2014", "train2014")),
@@ -185,4 +233,5 @@ SETS = (
         "flickr30k", ("flickr30k_test1k.json", "flickr30k_test*.json", "dataset_flickr30k.json"), ("flickr30k-images",)
     ),
     Captions("textcaps", ("TextCaps_0.1_val.json",), ("train_images",)),
+    Paragraphs(),
 )

@@ -28,6 +28,7 @@ from recipes.synthetic.writers.benchmarks import (
     write_referred_boxes,
     write_vizwiz,
 )
+from recipes.synthetic.writers.captions import write_paragraphs
 from recipes.synthetic.writers.evaluation import write_pope, write_robustvqa
 from recipes.synthetic.writers.questions import write_gqa, write_okvqa, write_textvqa, write_vqa
 
@@ -196,6 +197,17 @@ def test_captions(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sum(benchmark.scores(right)) / 6 == pytest.approx(figures["cider"].value)
     failed = [scored(benchmark, line | {"error": "missing image", "raw": ""}) for line in right]
     assert benchmark.figures(failed)["cider"].value == 0
+
+
+def test_paragraphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    write_paragraphs(tmp_path / "data", World(), 11, HELD_OUT)
+    results = run(checkpoint("deem"), tmp_path / "out", tmp_path / "data", "image2paragraph", num_beams=1)
+    assert check(results, tmp_path / "out", "image2paragraph")["samples"] == 2  # not in train_split.json
+    (tmp_path / "data" / "test_split.json").write_text("[1, 2, 3]")
+    loaded = BENCHMARKS["image2paragraph"].load(DataSource("image2paragraph", str(tmp_path / "data")))
+    assert [sample.id for sample in loaded.samples] == ["1", "2", "3"]
+    assert all(sample.images[0].read() for sample in loaded.samples)
 
 
 def test_described_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
