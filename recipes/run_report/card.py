@@ -148,7 +148,7 @@ def losses_table(config: dict[str, Any], trainer_state: dict[str, Any]) -> str:
         logged = [entry for entry in trainer_state.get("log_history", []) if name in entry]
         last = f"{logged[-1][name]:.4g} at step {logged[-1]['step']}" if logged else "not recorded"
         rows.append((name, what, config.get(f"{name}_weight", "default"), last))
-    return table(("loss", "what it asks", "weight", "last value"), rows)
+    return table(("loss", "what it asks", "weight", "last mean logged"), rows)
 
 
 def evaluation_table(metrics: dict[str, Any]) -> str:
