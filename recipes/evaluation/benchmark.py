@@ -7,7 +7,7 @@ A new benchmark is one file in recipes/evaluation/benchmarks/ and one line in it
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,18 @@ def some_clusters(samples: Sequence[Sample], limit: int, seed: int) -> list[Samp
         kept.add(name)
         total += sizes[name]
     return [sample for sample in samples if sample.cluster in kept]
+
+
+def distinct(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples with an id for each: one whose id another has already gets a number, and counts as faulty."""
+    number: dict[str, int] = {}
+    found = []
+    for sample in samples:
+        number[sample.id] = number.get(sample.id, 0) + 1
+        if number[sample.id] > 1:
+            sample = replace(sample, id=f"{sample.id} ({number[sample.id]})", fault="its id stands twice")
+        found.append(sample)
+    return found
 
 
 def stable_number(seed: int, name: str) -> int:

@@ -2,6 +2,7 @@
 """Generate: ask a model all samples of a benchmark that have no answer yet, alone or as one of several processes."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from PIL import Image
 from tqdm import tqdm
 
 from recipes.data.faults import BadSample, printable
 from recipes.evaluation.answering import Answer, Answerer, Question
 from recipes.evaluation.benchmark import Benchmark, Line, Loaded, Request, Sample, scored, stable_number
 from recipes.evaluation.predictions import PredictionFile, check_manifest, digest, library_versions, read_lines
+
+ReadImages = dict[str, tuple[Image.Image, str] | BadSample]
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,11 @@ def generate(job: Job, answerer: Answerer, model: dict[str, Any], batch_size: in
         batch_size: questions at a time.
 
     Raises:
-        ValueError: the folder holds an evaluation of something else, or an id stands twice.
+        ValueError: the folder holds an evaluation of something else, or another run is in it.
     """
     state = process_state()
     file = PredictionFile(job.folder, state.process_index, state.num_processes)
     order = [sample.id for sample in job.samples]
-    if len(set(order)) < len(order):
-        twice = sorted({name for name in order if order.count(name) > 1})[:3] if len(order) < 10000 else "some"
-        raise ValueError(f"The benchmark {job.benchmark.name!r} has ids that stand twice: {twice}. Mend its files.")
     manifest = job.manifest(model)
     if not state.is_main_process:
         state.wait_for_everyone()
@@ -105,9 +106,17 @@ def _generate(job: Job, answerer: Answerer, batch_size: int, file: PredictionFil
     progress = tqdm(
         total=len(mine), initial=len(mine) - len(waiting), desc=job.benchmark.name, disable=not state.is_main_process
     )
-    for batch in _batches(waiting, batch_size):
-        file.append(ask(job, answerer, batch))
-        progress.update(len(batch))
+    with ThreadPoolExecutor(1) as reader:  # reads the next batch's images while this one is answered
+        reading: Future[ReadImages] | None = None
+        batches = _batches(waiting, batch_size)
+        batch = next(batches, None)
+        while batch is not None:
+            images = read_images(job, batch) if reading is None else reading.result()
+            coming = next(batches, None)
+            reading = None if coming is None else reader.submit(read_images, job, coming)
+            file.append(ask(job, answerer, batch, images))
+            progress.update(len(batch))
+            batch = coming
     progress.close()
     state.wait_for_everyone()
     if state.is_main_process:
@@ -135,11 +144,26 @@ def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
         yield ordered[start : start + size]
 
 
-def ask(job: Job, answerer: Answerer, batch: Sequence[Sample]) -> list[Line]:
-    """Return the lines of a batch, scored; a sample that cannot be asked becomes a line with an `error`."""
+def read_images(job: Job, batch: Sequence[Sample]) -> ReadImages:
+    """Return the images of a batch by name, each with its SHA-256, or why it cannot be read."""
+    read: ReadImages = {}
+    for source in () if job.without_images else (source for sample in batch for source in sample.images):
+        if source.name not in read:
+            try:
+                read[source.name] = source.read()
+            except BadSample as error:
+                read[source.name] = error
+    return read
+
+
+def ask(job: Job, answerer: Answerer, batch: Sequence[Sample], read: ReadImages) -> list[Line]:
+    """Return the lines of a batch, scored; a sample that cannot be asked becomes a line with an `error`.
+
+    Args:
+        read: of `read_images`.
+    """
     lines: list[Line] = []
     asked: list[tuple[Line, Question]] = []
-    read: dict[str, tuple[Any, str]] = {}
     for sample in batch:
         line = _new_line(job, sample)
         lines.append(line)
@@ -173,8 +197,8 @@ def _new_line(job: Job, sample: Sample) -> Line:
     }
 
 
-def _question(job: Job, answerer: Answerer, sample: Sample, line: Line, read: dict[str, tuple[Any, str]]) -> Question:
-    """Return what is asked; adds prompt and images to the line. Raises BadSample for an image that cannot be read."""
+def _question(job: Job, answerer: Answerer, sample: Sample, line: Line, read: ReadImages) -> Question:
+    """Return what is asked; adds prompt and images to the line. Raises BadSample for an image that could not be read."""
     request: Request = job.benchmark.request(sample, job.protocol)
     if job.without_images:
         line["prompt"] = answerer.prompt(request.without_images())
@@ -182,9 +206,10 @@ def _question(job: Job, answerer: Answerer, sample: Sample, line: Line, read: di
     line["prompt"] = answerer.prompt(request)
     images = []
     for source in sample.images:
-        if source.name not in read:
-            read[source.name] = source.read()
-        images.append(read[source.name])
+        found = read[source.name]
+        if isinstance(found, BadSample):
+            raise found
+        images.append(found)
     line["images"] = [
         {"name": source.name, "sha256": sha, "file": str(source.where) if isinstance(source.where, Path) else None}
         for source, (_, sha) in zip(sample.images, images, strict=True)
@@ -212,7 +237,7 @@ def check_batching(job: Job, answerer: Answerer, lines: Sequence[Line], number: 
     chosen = [sample for sample in by_chance if sample.id in known][:number]
     different = []
     for sample in chosen:
-        (again,) = ask(job, alone, [sample])
+        (again,) = ask(job, alone, [sample], read_images(job, [sample]))
         before = known[sample.id]
         if again["token_ids"] != before["token_ids"]:
             different.append({"id": sample.id, "in_batch": before["raw"], "alone": again["raw"]})

@@ -9,7 +9,7 @@ from typing import Any
 
 from modeling_deem import DeemForConditionalGeneration
 from recipes.evaluation.answering import Answerer, load_model
-from recipes.evaluation.benchmark import PROTOCOLS, some_clusters
+from recipes.evaluation.benchmark import PROTOCOLS, distinct, some_clusters
 from recipes.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from recipes.evaluation.page import write_page
 from recipes.evaluation.predictions import model_digests
@@ -92,7 +92,8 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
         loaded = benchmark.load(sources[name])
         if not loaded.samples:
             raise ValueError(f"The data of {name} in {sources[name].where} holds no samples.")
-        found.append((benchmark, loaded, some_clusters(loaded.samples, arguments.limit, arguments.seed)))
+        samples = some_clusters(distinct(loaded.samples), arguments.limit, arguments.seed)
+        found.append((benchmark, loaded, samples))
     state = process_state()
     model, processor = load_model(arguments.model, arguments.dtype, state.device)
     protocol = arguments.protocol or ("deem" if isinstance(model, DeemForConditionalGeneration) else "standard")

@@ -26,6 +26,7 @@ from recipes.evaluation.sources import DataSource
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT
 from recipes.synthetic.writers.evaluation import write_pope
+from recipes.synthetic.writers.questions import write_vqa
 
 FORK = multiprocessing.get_context("fork")
 
@@ -236,3 +237,14 @@ def test_rows_of_datasets_are_read(tmp_path: Path) -> None:
         "data:image/png" in (tmp_path / "out" / "evaluation.html").read_text()
         or results["pope"]["figures"]["accuracy"]["value"] == 1
     )
+
+
+def test_an_id_that_stands_twice_counts_once(tmp_path: Path) -> None:
+    write_vqa(tmp_path / "data", World(), 1, HELD_OUT, split="val2014")
+    file = tmp_path / "data" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(file.read_text())
+    content["questions"] = content["questions"][:2] + content["questions"][:1]
+    file.write_text(json.dumps(content))
+    results = run(checkpoint("llava"), tmp_path / "out", tmp_path / "data", "vqav2")
+    (failed,) = results["vqav2"]["failed"]
+    assert failed["error"].endswith("its id stands twice") and results["vqav2"]["samples"] == 3
