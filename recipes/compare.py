@@ -18,6 +18,7 @@ from trl import TrlParser
 
 from recipes.evaluation.comparing import compare, format_comparison, read_pairs, write_comparison
 from recipes.evaluation.suite import data_sources
+from recipes.whole_files import write_whole
 
 
 @dataclass
@@ -44,7 +45,7 @@ def main(arguments: CompareArguments) -> dict[str, dict[str, Any]]:
     results = compare(pairs, arguments.seed)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_whole(out / "comparison.json", json.dumps(results, indent=1))
     sources = data_sources(arguments.data, [pair.name for pair in pairs]) if arguments.data else {}
     page = write_comparison(out / "comparison.html", (str(first), str(second)), pairs, results, sources)
     print(f"{format_comparison(results)}\npage: {page}")

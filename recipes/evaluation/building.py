@@ -1,7 +1,6 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Build RobustVQA: labelled images, and what a judge takes them for; those that it gets wrong are kept."""
 
-import io
 import json
 import tarfile
 from collections import Counter
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from recipes.data.faults import BadSample
 from recipes.data.readers.images import IMAGE_SUFFIXES, open_image
 from recipes.evaluation.judges import Judge, plain_name
+from recipes.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,4 @@ def images_digest(images: Sequence[LabelledImage]) -> str:
 
 def write_benchmark(file: Path, header: dict[str, Any], sets: dict[str, list[dict[str, str]]]) -> None:
     """Write `robustvqa_test.json`: the sets, and a header that says how they came about."""
-    stream = io.StringIO()
-    json.dump({"header": header} | sets, stream, indent=1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(stream.getvalue(), encoding="utf-8")
+    write_whole(file, json.dumps({"header": header} | sets, indent=1))
