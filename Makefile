@@ -68,6 +68,7 @@ reliability: $(STAMP)
 	$(BIN)/python tests/reliability/fuzz.py --out runs/reliability/fuzz.json
 	$(BIN)/python tests/reliability/hostile.py
 	$(BIN)/python tests/reliability/kills.py
+	$(BIN)/python tests/reliability/disks.py
 	$(BIN)/python tests/reliability/endurance.py --out runs/reliability/endurance.json
 
 quality: $(STAMP)
