@@ -188,8 +188,9 @@ class RecipeTrainer(FiniteTrainer, ResumingTrainer, DeemTrainer, MeteredTrainer,
                 table = parts_table(model, groups)
                 print(format_parts(table))
                 write_whole(Path(self.args.output_dir, "parts.json"), json.dumps(table, indent=2) + "\n")
-                settings = json.dumps({**self.args.to_dict(), "world_size": self.args.world_size}, indent=2, default=str)
-                write_whole(Path(self.args.output_dir, "training_args.json"), settings + "\n")
+                settings = {**self.args.to_dict(), "world_size": self.args.world_size}
+                text = json.dumps(settings, indent=2, default=str) + "\n"
+                write_whole(Path(self.args.output_dir, "training_args.json"), text)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(
                 [{key: value for key, value in group.items() if key != "names"} for group in groups], **options
