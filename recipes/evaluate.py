@@ -99,7 +99,7 @@ def measure_world(arguments: EvaluateArguments, out: Path) -> dict[str, dict[str
     """Write the figures and samples of the world into a folder; return the figures."""
     check_writable(out)
     model, processor = load_for_inference(arguments.model)
-    scheduler = make_scheduler(model, arguments.scheduler)
+    scheduler = None if model.image_decoder is None else make_scheduler(model, arguments.scheduler)
     subject = Subject(
         model,
         processor,

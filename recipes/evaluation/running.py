@@ -85,11 +85,10 @@ def generate(job: Job, answerer: Answerer, model: dict[str, Any], batch_size: in
     state = process_state()
     file = PredictionFile(job.folder, state.process_index, state.num_processes)
     order = [sample.id for sample in job.samples]
-    manifest = job.manifest(model)
     if not state.is_main_process:
         state.wait_for_everyone()
         return _generate(job, answerer, batch_size, file, order)
-    check_manifest(job.folder, manifest)
+    check_manifest(job.folder, job.manifest(model))
     with file.alone():
         state.wait_for_everyone()
         return _generate(job, answerer, batch_size, file, order)

@@ -99,7 +99,8 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
     protocol = arguments.protocol or ("deem" if isinstance(model, DeemForConditionalGeneration) else "standard")
     if protocol not in PROTOCOLS:
         raise ValueError(f"Unknown protocol {protocol!r}; give one of {', '.join(PROTOCOLS)}.")
-    about = model_digests(arguments.model) | {"dtype": str(model.dtype), "device": model.device.type}
+    about = {"dtype": str(model.dtype), "device": model.device.type}
+    about |= model_digests(arguments.model) if state.is_main_process else {}  # which alone writes and compares it
     answerer = Answerer(
         model, processor, protocol, arguments.seed, arguments.encode_once, kept_images=2 * arguments.batch_size
     )

@@ -271,3 +271,13 @@ def test_a_test_split_without_answers_is_answered_for_submission(tmp_path: Path)
     assert list(results["vqav2"]["figures"]) == ["empty"] and results["vqav2"]["failed"] == []
     rows = json.loads((tmp_path / "out" / "vqav2" / "submission.json").read_text())
     assert len(rows) == results["vqav2"]["samples"] > 0
+
+
+def test_the_world_is_one_of_the_benchmarks(tmp_path: Path) -> None:
+    none = {f"num_{name}": 0 for name in ("captions", "consistency", "drawings", "regions", "samples")}
+    write_mmvp(tmp_path / "data", World(), 3, HELD_OUT)
+    model, names = checkpoint("deem"), ("world", "mmvp")
+    results = run(model, tmp_path / "out", tmp_path / "data", *names, num_questions=3, num_beams=1, **none)
+    assert set(results) == {"world", "mmvp"} and results["world"]["color"]["count"] == 3
+    assert json.loads((tmp_path / "out" / "world" / "metrics.json").read_text()) == results["world"]
+    assert not evaluate.has_failed(results)
