@@ -35,7 +35,7 @@ def mean_interval(
 ) -> Interval:
     """Return the mean of scores with its interval.
 
-    Scores that are all 0 or 1 get Wilson's interval: the usual one where each sample is its own cluster, else with
+    Scores that are all 0 or 1, of no other `bounds`, get Wilson's interval: the usual one where each sample is its own cluster, else with
     Student's quantile and as many independent samples as the spread between clusters is worth. Others get the mean ±
     Student's quantile times the clustered standard error.
 
@@ -53,7 +53,7 @@ def mean_interval(
     values, members = _checked(scores, clusters)
     number = int(members.max()) + 1
     mean = float(values.mean())
-    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    binary = bounds in (None, (0, 1)) and bool(np.isin(values, (0.0, 1.0)).all())
     low, high = (0.0, 1.0) if binary else (-math.inf, math.inf)
     if number > 1:
         variance = _clustered_variance(values, members, number)

@@ -27,4 +27,4 @@ class CiderD(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[list[str]], tokenized: bool = False) -> dict[str, Any]:
         scores = cider_d(predictions, references, str.split if tokenized else ptb_tokenize)
-        return mean_interval(scores.per_image)._asdict() | {"value": scores.corpus}
+        return mean_interval(scores.per_image, bounds=(0.0, 10.0))._asdict() | {"value": scores.corpus}
