@@ -59,11 +59,56 @@ class DeemPerceiverConfig(PreTrainedConfig):
                 f"The perceiver's hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        _no_unknown_keys(self, kwargs)
+        no_unknown_keys(self, kwargs)
+
+
+class DiffusionSizes:
+    """What the configs of denoiser, VAE and scheduler, fields of these names, say about sizes."""
+
+    @property
+    def condition_size(self) -> int:
+        """Width C of the tokens that the denoiser is conditioned on.
+
+        Raises:
+            ValueError: the denoiser is not a supported one, or its config does not say.
+        """
+        name = self.denoiser["_class_name"]
+        if name not in DENOISERS:
+            raise ValueError(f"Denoisers of class {name!r} are not supported. Supported: {', '.join(DENOISERS)}.")
+        key, _ = DENOISERS[name]
+        if self.denoiser.get(key) is None:
+            raise ValueError(f"The denoiser's config must give {key}, the width of its condition ({name}).")
+        return self.denoiser[key]
+
+    @property
+    def fuses_features(self) -> bool:
+        """Whether image features are fused into the denoiser."""
+        return DENOISERS[self.denoiser["_class_name"]][1]
+
+    @property
+    def latent_side(self) -> int:
+        """Side of the latent map, in cells."""
+        return self.denoiser["sample_size"]
+
+    @property
+    def target_size(self) -> int:
+        """Side of the images to draw, in pixels."""
+        if self.vae is None:
+            return self.latent_side * self.pixel_unshuffle
+        widths = self.vae.get("block_out_channels") or self.vae["encoder_block_out_channels"]
+        return self.latent_side * 2 ** (len(widths) - 1)
+
+    def check_timestep_range(self, name: str) -> None:
+        """Raise ValueError where the field `name`, first and last timestep, is no range of the scheduler's."""
+        (low, high), total = getattr(self, name), self.scheduler.get("num_train_timesteps", 1000)
+        if not 0 <= low < high < total:
+            raise ValueError(
+                f"{name} is [{low}, {high}]; expected 0 <= first < last < {total} (the scheduler's num_train_timesteps)."
+            )
 
 
 @strict
-class DeemImageDecoderConfig(PreTrainedConfig):
+class DeemImageDecoderConfig(DiffusionSizes, PreTrainedConfig):
     r"""The diffusion side: a diffusers denoiser, VAE and scheduler, and what feeds them.
 
     Args:
@@ -168,44 +213,8 @@ class DeemImageDecoderConfig(PreTrainedConfig):
                 f"denoiser's {DENOISERS[self.denoiser['_class_name']][0]} is {self.condition_size}. Set image_decoder_config.perceiver_config."
                 f"hidden_size = {self.condition_size}."
             )
-        low, high = self.consistency_timestep_range
-        if not 0 <= low < high < self.scheduler.get("num_train_timesteps", 1000):
-            raise ValueError(
-                f"consistency_timestep_range is [{low}, {high}]; expected 0 <= first < last < "
-                f"{self.scheduler.get('num_train_timesteps', 1000)} (the scheduler's num_train_timesteps)."
-            )
-        _no_unknown_keys(self, kwargs)
-
-    @property
-    def condition_size(self) -> int:
-        """Width C of the tokens that the denoiser is conditioned on.
-
-        Raises:
-            ValueError: the denoiser is not a supported one, or its config does not say.
-        """
-        name = self.denoiser["_class_name"]
-        if name not in DENOISERS:
-            raise ValueError(f"Denoisers of class {name!r} are not supported. Supported: {', '.join(DENOISERS)}.")
-        key, _ = DENOISERS[name]
-        if self.denoiser.get(key) is None:
-            raise ValueError(f"The denoiser's config must give {key}, the width of its condition ({name}).")
-        return self.denoiser[key]
-
-    @property
-    def fuses_features(self) -> bool:
-        """Whether image features are fused into the denoiser."""
-        return DENOISERS[self.denoiser["_class_name"]][1]
-
-    @property
-    def latent_side(self) -> int:
-        """Side of the latent map, in cells."""
-        return self.denoiser["sample_size"]
-
-    @property
-    def target_size(self) -> int:
-        """Side of the images to draw, in pixels."""
-        widths = self.vae.get("block_out_channels") or self.vae["encoder_block_out_channels"]
-        return self.latent_side * 2 ** (len(widths) - 1)
+        self.check_timestep_range("consistency_timestep_range")
+        no_unknown_keys(self, kwargs)
 
 
 @strict
@@ -308,7 +317,7 @@ class DeemConfig(PreTrainedConfig):
                     )
             if decoder.perceiver_config.encoder_hidden_size is None:
                 decoder.perceiver_config.encoder_hidden_size = decoder.context_size
-        _no_unknown_keys(self, kwargs)
+        no_unknown_keys(self, kwargs)
 
     @property
     def num_image_tokens(self) -> int:
@@ -325,7 +334,7 @@ _LIBRARY_KEYS = {"attn_implementation", "auto_map", "name_or_path", "quantizatio
 _LIBRARY_KEYS |= {"transformers_weights", "use_cache"}
 
 
-def _no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+def no_unknown_keys(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
     """A misspelt key must not pass silently: name it, and the nearest known one.
 
     A saved config may come from another version: keys of it that resemble none of ours are only reported.

@@ -110,12 +110,19 @@ class DeemUNet2DConditionModel(UNet2DConditionModel):
         encoder_hidden_states: torch.Tensor,
         fusion: DeemFeatureFusion | None = None,
         image_states: DeemImageStates | None = None,
+        condition_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """sample (G, C, s, s), timestep (G,), encoder_hidden_states (G, Q, width) -> prediction (G, C, s, s)."""
+        """sample (G, C, s, s), timestep (G,), encoder_hidden_states (G, Q, width) -> prediction (G, C, s, s).
+
+        Args:
+            condition_mask: bool (G, Q), which of the encoder's hidden states count; None for all.
+        """
+        bias = None if condition_mask is None else (~condition_mask[:, None]).to(sample) * -10000.0  # as diffusers'
 
         def run(block: nn.Module, *args, **kwargs):
             if getattr(block, "has_cross_attention", False):
                 kwargs["encoder_hidden_states"] = encoder_hidden_states
+                kwargs["encoder_attention_mask"] = bias
             return block(*args, **kwargs)
 
         # 1. time
@@ -168,23 +175,32 @@ class DeemSanaTransformer2DModel(SanaTransformer2DModel):
     """Sana: counts time in its own unit."""
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        condition_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return super().forward(sample, encoder_hidden_states, timestep * self.config.timestep_scale).sample
+        time, mask = timestep * self.config.timestep_scale, {"encoder_attention_mask": condition_mask}
+        return super().forward(sample, encoder_hidden_states, time, **mask).sample
 
 
 class DeemPixArtTransformer2DModel(PixArtTransformer2DModel):
     """PixArt: large ones are told the image's size, and most predict a variance too, which DEEM leaves aside."""
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        condition_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        size = {"resolution": None, "aspect_ratio": None}
+        size, mask = {"resolution": None, "aspect_ratio": None}, {"encoder_attention_mask": condition_mask}
         if self.use_additional_conditions:  # pixels of the image; its VAE shrinks it eightfold
             height, width = (8 * side for side in sample.shape[-2:])
             size["resolution"] = sample.new_tensor([height, width]).repeat(len(sample), 1)
             size["aspect_ratio"] = sample.new_tensor([height / width]).repeat(len(sample), 1)
-        prediction = super().forward(sample, encoder_hidden_states, timestep, added_cond_kwargs=size).sample
+        prediction = super().forward(sample, encoder_hidden_states, timestep, added_cond_kwargs=size, **mask).sample
         return prediction[:, : sample.shape[1]]
 
 

@@ -16,23 +16,20 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from .attention_deem import parameter_of
-from .base_deem import DeemPreTrainedModel, mark_upstream
 from .configuration_deem import DeemImageDecoderConfig
-from .denoiser_deem import DeemFeatureFusion, build_denoiser
+from .denoiser_deem import DeemFeatureFusion
+from .diffusion_deem import DeemDiffusionModel
 from .image_states_deem import DeemImageStates, is_supervised, no_features, own_features
 from .losses_deem import region_mean, supervised_mean
 from .perceiver_deem import DeemPerceiver
-from .scheduling_deem import add_noise, build_scheduler, exchange_scheduler, prediction_type
+from .scheduling_deem import prediction_type
 from .vision_deem import resize_region_masks, sincos_positions_1d
 
 
-class DeemImageDecoder(DeemPreTrainedModel):
+class DeemImageDecoder(DeemDiffusionModel):
     """Denoiser + VAE + scheduler with the two ways into them: image tokens, and language context.
 
-    Attributes:
-        denoiser: of diffusers, see `DENOISERS` in the config's file; vae: of diffusers, frozen, float32.
-        feature_fusion: image features -> residuals at the UNet's skips; None for denoisers that see tokens only.
-        pooled_projector: mean of the condition tokens -> the one vector that Stable Diffusion 3 wants besides, else None.
+    Attributes (besides those of `DeemDiffusionModel`):
         token_projector: image tokens (width P) -> condition (width C) of the consistency loss.
         context_projector, perceiver: language context -> Q condition tokens of the image loss.
         null_condition: (1, Q, C), the learned "no condition" of classifier-free guidance.
@@ -45,99 +42,16 @@ class DeemImageDecoder(DeemPreTrainedModel):
 
     def __init__(self, config: DeemImageDecoderConfig):
         super().__init__(config)
-        self.denoiser = build_denoiser(config.denoiser)
-        self.vae = getattr(diffusers, config.vae["_class_name"]).from_config(config.vae)
-        for part in (self.denoiser, self.vae):
-            mark_upstream(part)
-        if self.vae.config.latent_channels != self.denoiser.config.in_channels:
-            raise ValueError(
-                f"The VAE's latents have {self.vae.config.latent_channels} channels, the denoiser takes "
-                f"{self.denoiser.config.in_channels}. Take both from one pipeline."
-            )
         self.feature_fusion = DeemFeatureFusion(config) if config.fuses_features else None
         self.token_projector = nn.Linear(config.token_size, config.condition_size)
         self.token_projector._init_std = 1e-3
-        self.pooled_projector = None
-        if pooled_size := self.denoiser.config.get("pooled_projection_dim"):
-            self.pooled_projector = nn.Linear(config.condition_size, pooled_size)
-            self.pooled_projector._init_std = 0.0
+        self.pooled_projector = self.build_pooled_projector()
         self.context_projector = nn.Linear(config.context_size, config.context_size)
         self.perceiver = DeemPerceiver(config.perceiver_config)
         self.null_condition = nn.Parameter(torch.empty(1, config.perceiver_config.num_queries, config.condition_size))
         self.region_mask_resize = config.region_mask_resize or "bilinear"
-        self._scheduler = None
         self.post_init()
         self.freeze_fixed_parts()
-
-    def fixed_parts(self) -> list[nn.Module]:
-        """What never trains: the VAE, and parts of the denoiser that have no effect."""
-        return [self.vae, *getattr(self.denoiser, "unused_parts", list)()]
-
-    @property
-    def scheduler(self) -> diffusers.SchedulerMixin:
-        """The training scheduler; sampling works on copies."""
-        if self._scheduler is None:
-            self._scheduler = build_scheduler(self.config.scheduler)
-        return self._scheduler
-
-    def make_scheduler(self, name: str) -> diffusers.SchedulerMixin:
-        """A diffusers scheduler of another class for sampling, e.g. "DDIMScheduler", with the noise of training."""
-        return exchange_scheduler(self.scheduler, name)
-
-    # ---- latents -----------------------------------------------------------------------------------------------
-
-    @property
-    def latent_shift(self) -> float:
-        """What is taken off the VAE's latents before they are scaled."""
-        return self.vae.config.get("shift_factor") or 0.0
-
-    @torch.no_grad()
-    def encode(
-        self,
-        target_pixel_values: torch.Tensor,
-        generator: torch.Generator | None = None,
-        noise: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Images (N, 3, H, H) in [-1, 1] -> latents (N, 4, s, s), shifted and scaled, in the VAE's precision.
-
-        Sampled from the posterior where the VAE has one; Sana's gives the latents themselves.
-        """
-        encoded = self.vae.encode(target_pixel_values.to(self.vae.dtype))
-        if "latent" in encoded:
-            latents = encoded.latent
-        else:
-            posterior = encoded.latent_dist
-            if noise is None:
-                noise = randn_tensor(posterior.mean.shape, generator, posterior.mean.device, posterior.mean.dtype)
-            latents = posterior.mean + posterior.std * noise
-        return (latents - self.latent_shift) * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def encode_posterior(self, target_pixel_values: torch.Tensor) -> torch.Tensor:
-        """What `encode` samples from, to be kept and sampled later by `sample_latents`.
-
-        Images (N, 3, H, H) in [-1, 1] -> mean and standard deviation of the latents, shifted and scaled, one behind
-        the other: (N, 8, s, s). Where the VAE has no posterior, the latents: (N, 4, s, s).
-        """
-        encoded = self.vae.encode(target_pixel_values.to(self.vae.dtype))
-        scale = self.vae.config.scaling_factor
-        if "latent" in encoded:
-            return (encoded.latent - self.latent_shift) * scale
-        posterior = encoded.latent_dist
-        return torch.cat([(posterior.mean - self.latent_shift) * scale, posterior.std * scale], dim=1)
-
-    def sample_latents(self, posterior: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Latents (N, 4, s, s) from `encode_posterior`, with the noise that `encode` would draw; latents pass."""
-        if posterior.shape[1] == self.denoiser.config.in_channels:
-            return posterior
-        mean, deviation = posterior.float().chunk(2, dim=1)
-        return mean + deviation * randn_tensor(mean.shape, generator, mean.device, mean.dtype)
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (N, 4, s, s) -> images (N, 3, H, H) in [0, 1]."""
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self.latent_shift
-        return (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 
     # ---- conditions --------------------------------------------------------------------------------------------
 
@@ -156,44 +70,6 @@ class DeemImageDecoder(DeemPreTrainedModel):
         return no_features(count, like=parameter_of(self, "null_condition").new_zeros(self.config.feature_size or 0))
 
     # ---- losses ------------------------------------------------------------------------------------------------
-
-    def denoise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor, states: DeemImageStates
-    ) -> torch.Tensor:
-        """The denoiser's prediction (N, 4, s, s) for noisy latents; image features count where they are fused in."""
-        dtype, extra = self.denoiser.dtype, {}
-        if self.feature_fusion is not None:
-            extra = {"fusion": self.feature_fusion, "image_states": states}
-        elif self.pooled_projector is not None:
-            extra = {"pooled": self.pooled_projector(condition.mean(1)).to(dtype)}
-        return self.denoiser(latents.to(dtype), timesteps, condition.to(dtype), **extra)
-
-    def error_map(
-        self,
-        latents: torch.Tensor,
-        condition: torch.Tensor,
-        states: DeemImageStates,
-        timesteps: torch.Tensor,
-        noise: torch.Tensor,
-    ) -> torch.Tensor:
-        """Squared error of the denoiser at every latent cell, (N, 4, s, s) float32; the scheduler sets the target."""
-        noisy, target, timesteps = add_noise(self.scheduler, latents, noise, timesteps)
-        prediction = self.denoise(noisy, timesteps, condition, states)
-        return (prediction.float() - target.float()).square()
-
-    def draw_timesteps(
-        self, count: int, first: int, last: int, device: torch.device, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """Timesteps (count,): a uniform draw from all training timesteps, squeezed linearly into [first, last]."""
-        total = self.scheduler.config.num_train_timesteps
-        where = generator.device if generator is not None else device
-        draws = torch.randint(total, (count,), generator=generator, device=where).to(device)
-        return self.squeeze_timesteps(draws, first, last)
-
-    def squeeze_timesteps(self, timesteps: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        """Timesteps of the whole range, int64 (N,), moved linearly into [first, last]."""
-        total = self.scheduler.config.num_train_timesteps
-        return (first + timesteps.double() * ((last + 1 - first) / total)).round().long().clamp(max=last)
 
     def consistency_loss(
         self,
