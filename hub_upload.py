@@ -26,7 +26,9 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from recipes.evaluation.predictions import digest
 from recipes.run_report.card import examples, find_record, write_card
+from recipes.run_report.model_index import benchmark_tables, eval_results
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("modeling_deem", "processing")
@@ -96,13 +98,14 @@ print("PROBE " + json.dumps({"classes": classes, "answers": answers, "drawn": dr
 
 
 def code_files() -> list[Path]:
-    """The code files that travel: both packages without their `__init__.py` and the trainer, which no model runs.
+    """The code files that travel: both packages without their `__init__.py` and what no DEEM runs, trainer and feedback.
 
     Raises:
         ValueError: if two of them have the same name, since they are to lie in one folder.
     """
     stay = ("__init__", "adapters_deem", "training_deem")
     files = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py") if path.stem not in stay)
+    files = [path for path in files if not path.stem.startswith("feedback_")]
     if twice := [name for name, count in Counter(path.name for path in files).items() if count > 1]:
         raise ValueError(f"Both packages have a file {twice}; on the Hub they lie in one folder. Rename one of them.")
     return files
@@ -281,6 +284,20 @@ def pairs(option: str, entries: Sequence[str], keys: Sequence[str]) -> dict[str,
     return result
 
 
+def check_results(results: dict[str, Any], checkpoint: Path) -> None:
+    """Raises `ValueError` where `--results` are no results of benchmarks, or were measured on other weights."""
+    weights = {path.name: digest(path) for path in checkpoint.glob("*.safetensors")} if results else {}
+    for name, result in results.items():
+        if not isinstance(result, dict) or not {"figures", "headline", "manifest"} <= result.keys():
+            raise ValueError(f"--results: {name} is no benchmark's result; give results.json of recipes/evaluate.py.")
+        measured = result["manifest"]["model"].get("weights", {})
+        if {key: sha for key, sha in measured.items() if key.endswith(".safetensors")} != weights:
+            raise ValueError(
+                f"--results: {name} was measured on other weights than those in {checkpoint}. Evaluate this checkpoint, or "
+                "leave out --results."
+            )
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="folder of model and processor")
@@ -295,6 +312,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--data-names", nargs="*", default=[], metavar="SOURCE=NAME", help="what the card calls --data"
     )
     parser.add_argument("--metrics", type=Path, help="metrics.json of an evaluation, for the model card")
+    parser.add_argument(
+        "--results", type=Path, help="results.json of benchmarks, for the model card and its model-index"
+    )
     parser.add_argument("--licence", default="other", help="licence of the weights, a Hub identifier")
     parser.add_argument("--part-licences", nargs="*", default=[], metavar="PART=LICENCE", help="of the three parts")
     parser.add_argument("--base-models", nargs="*", default=[], metavar="REPO", help="the parts' names on the Hub")
@@ -324,15 +344,18 @@ def main(argv: Sequence[str] | None = None) -> Path:
     make_repo(args.checkpoint, out)
     # only figures that lie with the checkpoint are surely its own
     metrics = read_json(args.metrics) if args.metrics else find_record(args.checkpoint, "metrics.json")
+    results = read_json(args.results) if args.results else find_record(args.checkpoint, "results.json")
+    check_results(results, args.checkpoint)
     report = find_record(args.checkpoint, "data_report.json")
     names = pairs("--data-names", args.data_names, tuple(report))
     more = {"question": args.question, "caption": args.caption, "code": args.code, "data_names": names}
+    more |= {"benchmarks": eval_results(results), "benchmark_tables": benchmark_tables(results)}
     write_card(out, args.checkpoint, args.repo, metrics, args.licence, licences, args.base_models, **more)
     print(f"Wrote {out}. Testing it without the packages.")
     check_repo(out, args.checkpoint, args.drawing_steps, args.python)
     print("It loads, and it answers as the package does.")
-    if not metrics:
-        print("Note: the model card has no figures; give --metrics metrics.json of an evaluation of this model.")
+    if not metrics and not results:
+        print("Note: the model card has no figures; give --metrics or --results of an evaluation of this model.")
     if shown := {key: text for key, text in examples(report).items() if not getattr(args, key)}:
         print(
             f"Note: the model card shows words of the training data, {shown}; give --question and --caption for others."

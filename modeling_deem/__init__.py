@@ -15,12 +15,16 @@ from transformers import (
 from .adapters_deem import adapter_targets, modules_to_save
 from .composing_deem import drawn_size
 from .configuration_deem import DeemConfig, DeemImageDecoderConfig, DeemPerceiverConfig
+from .feedback_configuration_deem import DeemFeedbackConfig
+from .feedback_deem import DeemFeedback
 from .image_decoder_deem import DeemImageDecoder
 from .modeling_deem import DeemForConditionalGeneration, DeemModel, DeemOutput
 
 AutoConfig.register("deem", DeemConfig, exist_ok=True)
+AutoConfig.register("deem_feedback", DeemFeedbackConfig, exist_ok=True)
 AutoConfig.register("deem_image_decoder", DeemImageDecoderConfig, exist_ok=True)
 AutoModel.register(DeemConfig, DeemForConditionalGeneration, exist_ok=True)  # a loaded DEEM can always generate
+AutoModel.register(DeemFeedbackConfig, DeemFeedback, exist_ok=True)
 AutoModel.register(DeemImageDecoderConfig, DeemImageDecoder, exist_ok=True)
 AutoModelForImageTextToText.register(DeemConfig, DeemForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(DeemConfig, DeemForConditionalGeneration, exist_ok=True)
@@ -44,6 +48,8 @@ def __getattr__(name: str) -> Any:
 __version__ = "0.1.0"
 __all__ = [
     "DeemConfig",
+    "DeemFeedback",
+    "DeemFeedbackConfig",
     "DeemForConditionalGeneration",
     "DeemImageDecoder",
     "DeemImageDecoderConfig",

@@ -99,7 +99,8 @@ class DeemPreTrainedModel(PreTrainedModel):
             path = Path(save_directory) / "code_digests.json"
             digests = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             for file in Path(__file__).parent.glob("*_deem.py"):
-                if file.stem not in ("adapters_deem", "training_deem"):  # no model runs them
+                if file.stem not in ("adapters_deem", "training_deem") and not file.stem.startswith("feedback_"):
+                    # no DEEM runs those
                     digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
             path.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
