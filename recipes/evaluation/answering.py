@@ -7,7 +7,7 @@ for all the questions about it.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from modeling_deem.modeling_deem import DeemImageOutput
 from processing.chat_deem import encode_marked, is_marked
 from recipes.data.samples import content
 from recipes.evaluation.benchmark import Request, stable_number
+from recipes.evaluation.ranking import log_likelihoods, option_token_ids
 from recipes.generation.prompt_form import base_template
 
 
@@ -33,6 +34,7 @@ class Question:
         images: of the prompt's placeholders.
         image_names: by which an image is known again.
         masks: (H, W) or None, one per image; empty where no image has one.
+        options: answers whose likelihoods are asked for; none where one is to be written.
     """
 
     id: str
@@ -40,14 +42,20 @@ class Question:
     images: tuple[Image.Image, ...] = ()
     image_names: tuple[str, ...] = ()
     masks: tuple[np.ndarray | None, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote: the text without special tokens, and the ids up to the end token."""
+    """What a model wrote: the text without special tokens, and the ids up to the end token.
+
+    Attributes:
+        more: what else goes into the line, as `option_scores`.
+    """
 
     raw: str
     token_ids: list[int]
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 def load_model(
@@ -82,6 +90,7 @@ class Answerer:
         seed: of what is drawn at random, with the sample's id.
         encode_once: encode an image once for all questions about it, where the model gives that door (DEEM).
         kept_images: how many encoded images are kept for questions to come.
+        options_at_once: options that are read at a time.
 
     Attributes:
         encoded: number of images that the encoder has read through the door.
@@ -95,11 +104,12 @@ class Answerer:
         seed: int = 0,
         encode_once: bool = True,
         kept_images: int = 64,
+        options_at_once: int = 50,
     ) -> None:
         self.model, self.processor, self.protocol, self.seed = model, processor, protocol, seed
         self.is_deem = isinstance(model, DeemForConditionalGeneration)
-        self.encode_once = encode_once and self.is_deem
-        self.kept_images = kept_images
+        self.read_once, self.encode_once = encode_once, encode_once and self.is_deem
+        self.kept_images, self.options_at_once = kept_images, options_at_once
         self.encoded = 0
         self._features: OrderedDict[str, DeemImageOutput] = OrderedDict()
         if getattr(processor, "chat_template", None) is None:
@@ -107,6 +117,10 @@ class Answerer:
                 f"The processor of {model.config._name_or_path or type(model).__name__!r} has no chat template, so that "
                 "it is not known how the model is asked. Set processor.chat_template and save it beside the model."
             )
+
+    def alone(self) -> "Answerer":
+        """Return one that reads and encodes everything anew for each question."""
+        return Answerer(self.model, self.processor, self.protocol, self.seed, encode_once=False)
 
     def prompt(self, request: Request) -> str:
         """Return the text that a request becomes, up to the beginning of the answer."""
@@ -122,6 +136,8 @@ class Answerer:
         Args:
             options: of `model.generate`. With `do_sample` each question is answered alone, by its own seed.
         """
+        if any(question.options for question in questions):
+            return [self._rank(question) for question in questions]
         if options.get("do_sample"):
             answers = []
             for question in questions:
@@ -129,6 +145,15 @@ class Answerer:
                 answers += self._continue([question], options)
             return answers
         return self._continue(questions, options)
+
+    def _rank(self, question: Question) -> Answer:
+        """Return the likeliest option of a question, with the log-likelihood of each."""
+        once = self.encode_once and question.images and not question.masks
+        inputs = self._inputs_encoded_once([question]) if once else self._inputs([question])
+        ids = option_token_ids(getattr(self.processor, "tokenizer", self.processor), question.options)
+        scores = log_likelihoods(self.model, inputs, ids, self.options_at_once, self.read_once)
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return Answer(question.options[best], ids[best], {"option_scores": scores})
 
     def _continue(self, questions: Sequence[Question], options: dict[str, Any]) -> list[Answer]:
         # images with masks and rows without images go the plain way

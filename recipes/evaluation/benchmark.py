@@ -159,6 +159,13 @@ class Benchmark(ABC):
     def request(self, sample: Sample, protocol: str) -> Request:
         """Return what a model is asked under a protocol of `PROTOCOLS`."""
 
+    def options(self, sample: Sample) -> tuple[str, ...]:
+        """Return the answers whose likelihoods are asked for, instead of an answer; none where a model writes one.
+
+        Lines then hold `option_scores`, and the likeliest option as `raw`.
+        """
+        return ()
+
     @abstractmethod
     def parse(self, raw: str, line: Line) -> Any:
         """Return what an answer says, None if nothing can be made of it; `line` holds protocol, truth and about."""

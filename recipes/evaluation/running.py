@@ -175,7 +175,7 @@ def ask(job: Job, answerer: Answerer, batch: Sequence[Sample], read: ReadImages)
     if asked:
         answers = answerer.answer([question for _, question in asked], **job.generation)
         for (line, _), answer in zip(asked, answers, strict=True):
-            line |= {"raw": answer.raw, "token_ids": answer.token_ids}
+            line |= {"raw": answer.raw, "token_ids": answer.token_ids} | answer.more
     return [scored(job.benchmark, line) for line in lines]
 
 
@@ -201,7 +201,7 @@ def _question(job: Job, answerer: Answerer, sample: Sample, line: Line, read: Re
     request: Request = job.benchmark.request(sample, job.protocol)
     if job.without_images:
         line["prompt"] = answerer.prompt(request.without_images())
-        return Question(sample.id, line["prompt"])
+        return Question(sample.id, line["prompt"], options=job.benchmark.options(sample))
     line["prompt"] = answerer.prompt(request)
     images = []
     for source in sample.images:
@@ -221,7 +221,8 @@ def _question(job: Job, answerer: Answerer, sample: Sample, line: Line, read: Re
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise BadSample("broken mask", sample.id) from error
     names = tuple(sha for _, sha in images)
-    return Question(sample.id, line["prompt"], tuple(image for image, _ in images), names, masks)
+    shown = tuple(image for image, _ in images)
+    return Question(sample.id, line["prompt"], shown, names, masks, job.benchmark.options(sample))
 
 
 def check_batching(job: Job, answerer: Answerer, lines: Sequence[Line], number: int) -> dict[str, Any]:
@@ -230,7 +231,7 @@ def check_batching(job: Job, answerer: Answerer, lines: Sequence[Line], number: 
     Args:
         number: how many; drawn by the seed.
     """
-    alone = Answerer(answerer.model, answerer.processor, job.protocol, job.seed, encode_once=False)
+    alone = answerer.alone()
     known = {line["id"]: line for line in lines if not line.get("error")}
     by_chance = sorted(job.samples, key=lambda sample: stable_number(job.seed, f"check {sample.id}"))
     chosen = [sample for sample in by_chance if sample.id in known][:number]

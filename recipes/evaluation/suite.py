@@ -101,9 +101,8 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
         raise ValueError(f"Unknown protocol {protocol!r}; give one of {', '.join(PROTOCOLS)}.")
     about = {"dtype": str(model.dtype), "device": model.device.type}
     about |= model_digests(arguments.model) if state.is_main_process else {}  # which alone writes and compares it
-    answerer = Answerer(
-        model, processor, protocol, arguments.seed, arguments.encode_once, kept_images=2 * arguments.batch_size
-    )
+    kept, size = 2 * arguments.batch_size, arguments.batch_size
+    answerer = Answerer(model, processor, protocol, arguments.seed, arguments.encode_once, kept, size)
     if not answerer.is_deem and (regions := [benchmark.name for benchmark, *_ in found if benchmark.takes_regions]):
         raise ValueError(f"{', '.join(regions)} marks regions by masks, which {type(model).__name__} does not take.")
     for benchmark, loaded, samples in found:
@@ -146,6 +145,8 @@ def has_failed(results: dict[str, dict[str, Any]]) -> bool:
 
 def _generation(options: dict[str, Any], arguments: SuiteArguments) -> dict[str, Any]:
     """Return a protocol's options with those given over them."""
+    if not options:  # nothing is written
+        return {}
     given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
     options = options | {name: value for name, value in given.items() if value is not None}
     if arguments.do_sample:

@@ -10,6 +10,7 @@ from recipes.evaluation.benchmarks.pope import Pope
 from recipes.evaluation.benchmarks.questions import Gqa, TextVqa, VizWiz, VqaFiles
 from recipes.evaluation.benchmarks.regions import RegionCaptions
 from recipes.evaluation.benchmarks.robustvqa import RobustVqa
+from recipes.evaluation.benchmarks.visdial import VISDIAL
 
 _ALL: tuple[Benchmark, ...] = (
     RobustVqa(),
@@ -22,6 +23,7 @@ _ALL: tuple[Benchmark, ...] = (
     Gqa(),
     *SETS,
     Grounding(),
+    *VISDIAL,
     RegionCaptions(),
     EasyVqa(),
 )

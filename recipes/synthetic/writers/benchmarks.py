@@ -17,6 +17,7 @@ from recipes.synthetic.writers.files import (
     write_images,
     write_lines,
 )
+from recipes.synthetic.writers.image_benchmarks import write_mmvp_vlm, write_visdial
 from recipes.synthetic.writers.objects import bounding_box, expression, segmentation
 
 CAPTION_DETAILS = ("coarse", "medium", "full")
@@ -155,4 +156,6 @@ BENCHMARK_FORMATS = {
     "textcaps_val": partial(write_captioned, name="textcaps"),
     "refcoco_grounding": write_referred_boxes,
     "refcocog_region": write_described_regions,
+    "visdial": write_visdial,
+    "mmvp_vlm": write_mmvp_vlm,
 }
