@@ -4,6 +4,7 @@
 Letters: G images to denoise, M images whose features are looked into, E feature width, c channels of a skip.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from diffusers import (
 )
 from torch import nn
 
-from .attention_deem import DeemFeatureSynchronizer
-from .image_states_deem import DeemImageStates
+from .attention_deem import DeemFeatureSynchronizer, affine_of
+from .image_states_deem import FUSION_EPS, DeemImageStates
 from .vision_deem import resize_positions, sincos_positions_2d
 
 
@@ -34,7 +35,7 @@ class DeemFusionBlock(nn.Module):
         super().__init__()
         self.block_key, self.channels, self.side, self.table_side = str(block_idx), channels, side, config.latent_side
         self.query_norm = nn.LayerNorm(channels, eps=1e-6)
-        self.feature_norm = nn.LayerNorm(config.feature_size, eps=1e-6)
+        self.feature_norm = nn.LayerNorm(config.feature_size, eps=FUSION_EPS)
         self.synchronizer = DeemFeatureSynchronizer(
             query_size=channels,
             feature_size=config.feature_size,
@@ -65,11 +66,7 @@ class DeemFusionBlock(nn.Module):
         centers = (torch.arange(side, device=sample.device, dtype=torch.float32) + 0.5) / side
         reference = torch.stack([centers.repeat(side), centers.repeat_interleave(side)], dim=-1)  # [s*s, 2] as (x, y)
 
-        values = states.get_values(
-            self.block_key,
-            lambda features: self.synchronizer.project_values(self.feature_norm(features.to(sample.dtype))),
-        )
-        residual = self.synchronizer(queries, values, states.sides, states.visible, reference)
+        residual = self.synchronizer(queries, states, reference, affine_of(self.feature_norm), self.block_key)
         return self.conv(residual.transpose(1, 2).unflatten(2, (side, side)))
 
 
@@ -96,6 +93,8 @@ class DeemFeatureFusion(nn.Module):
         self, sample: torch.Tensor, skips: tuple[torch.Tensor, ...], states: DeemImageStates
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Mid-block output and skips, each with its residual added."""
+        if states.features.dtype != sample.dtype:
+            states = replace(states, features=states.features.to(sample.dtype))
         fused = tuple(skip + block(skip, states) for block, skip in zip(self.skip_blocks, skips, strict=True))
         return sample + self.mid_block(sample, states), fused
 

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from transformers.utils import ModelOutput, logging
 
+from .sampling_deem import Bags
 from .vision_deem import resize_region_masks
 
 logger = logging.get_logger(__name__)
+
+FUSION_EPS = 1e-6  # of the denoiser's feature norms
 
 
 @dataclass
@@ -21,13 +25,14 @@ class DeemImageStates(ModelOutput):
     """What image attention needs of the images of a batch.
 
     Attributes:
-        features: (N, S, E), the attended pyramid levels of every image, flattened, one behind the other.
+        features: (N, S, E), the attended pyramid levels of every image, flattened, one behind the other, and normalized
+            (`normalize_features`): every block that reads them has an affine of its own, which folds into its projection.
         sides: (height, width) of these levels.
         visible: bool (B, T, n), which images each token of the prompt sees, or (G, n) for images to draw. Tokens behind
             the prompt see what its last token sees: a bos that the model writes or proposes begins no document.
         index: int64 (B, n), which of the N images is the k-th of each row (0 where a row has fewer); None where each
             row has one image, its own.
-        kept_values: projected values (B, n, H, c, S) by block, kept from step to step; None where nothing is kept.
+        kept_values: projected values (N, H, S, c) by block, kept from step to step; None where nothing is kept.
         kept_tables: the position tables of each block, kept likewise.
     """
 
@@ -47,22 +52,83 @@ class DeemImageStates(ModelOutput):
     def repeat(self, times: int) -> "DeemImageStates":
         """Return the states of a batch of which every row stands `times` times, one behind the other."""
         rows = {name: getattr(self, name).repeat_interleave(times, dim=0) for name in ("visible", "index")}
-        values = {key: value.repeat_interleave(times, dim=0) for key, value in (self.kept_values or {}).items()}
-        return replace(self, **rows, kept_values=values)
+        return replace(self, **rows, kept_values=dict(self.kept_values or {}))
 
-    def get_values(self, key: str, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Return the projected values (B, n, H, c, S) of block `key`; `project` maps (N, S, E) to (N, H, c, S)."""
-        if self.kept_values is not None and key in self.kept_values:
-            return self.kept_values[key]
-        values = project(self.features)
-        values = values[:, None] if self.index is None else values[self.index]
-        if self.kept_values is not None:
-            self.kept_values[key] = values
-        return values
+    @property
+    def row_index(self) -> torch.Tensor:
+        """`index`, also where each row has one image, its own."""
+        if self.index is not None:
+            return self.index
+        return torch.arange(len(self.visible), device=self.visible.device)[:, None]
+
+    def get_values(self, key: str | None, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return the projected values (N, H, S, c) of block `key`; `project` makes them of `features`."""
+        if self.kept_values is None or key is None:
+            return project(self.features)
+        if key not in self.kept_values:
+            self.kept_values[key] = project(self.features)
+        return self.kept_values[key]
+
+    def get_sights(self, length: int) -> "Sights":
+        """Return which of `length` queries per row sees which image; found once for all blocks that ask the same."""
+        found = self.__dict__.setdefault("_sights", {})
+        if length not in found:
+            found[length] = Sights.of(self.visible, self.row_index, length)
+        return found[length]
 
     def get_tables(self, key: str) -> list[torch.Tensor] | None:
         """Return the list in which block `key` keeps its position tables; None where nothing is kept."""
         return None if self.kept_tables is None else self.kept_tables.setdefault(key, [])
+
+
+def image_ranks(visible: torch.Tensor) -> torch.Tensor:
+    """bool (..., n) -> int64 (..., n): how many visible images ago each image was seen, nearest 1, invisible 0."""
+    seen = visible.long()
+    return seen * (seen.sum(-1, keepdim=True) + 1 - seen.cumsum(-1))
+
+
+@dataclass
+class Sights:
+    """The pairs of a query and an image that it sees, in the order of images.
+
+    Attributes:
+        query: int64 (P,), number of the query among the (G * L) of a batch.
+        image: int64 (P,), which of the N images it sees.
+        rank: int64 (P,), how many visible images ago that was.
+    """
+
+    query: torch.Tensor
+    image: torch.Tensor
+    rank: torch.Tensor
+
+    def __post_init__(self):
+        self._bags: dict[tuple, tuple[torch.Tensor, Bags]] = {}
+
+    @classmethod
+    def of(cls, visible: torch.Tensor, index: torch.Tensor, length: int) -> "Sights":
+        """Sights of `length` queries in each of G rows, from `visible`, (G, n) or (G, L, n), and `index` (G, n)."""
+        each = visible.dim() == 3  # query of its own
+        rows, *columns, places = visible.nonzero(as_tuple=True)
+        query = rows * length + columns[0] if each else rows * length
+        image, order = index[rows, places].sort(stable=True)
+        query, rank = query[order], image_ranks(visible)[visible][order]
+        if not each:
+            steps = torch.arange(length, device=rows.device)
+            query = (query[:, None] + steps).flatten()
+            image, rank = image.repeat_interleave(length), rank.repeat_interleave(length)
+        return cls(query, image, rank)
+
+    def get_bags(self, heads: int, shared: bool, num_images: int) -> tuple[torch.Tensor, Bags]:
+        """Return the order in which (pair, head) stand by the maps they look into, int64 (P * heads,), and those maps: one
+        per head of each of `num_images`, or one per image that all its heads share."""
+        key = (heads, shared, num_images)
+        if key not in self._bags:
+            head = torch.arange(heads, device=self.image.device)
+            maps = self.image[:, None].expand(-1, heads) if shared else self.image[:, None] * heads + head
+            maps, order = maps.flatten().sort(stable=True)
+            counts = torch.bincount(maps, minlength=num_images * (1 if shared else heads)).tolist()
+            self._bags[key] = order, Bags(maps.int(), counts)
+        return self._bags[key]
 
 
 def check_images_are_given(
@@ -100,6 +166,14 @@ def flatten_features(image_features: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.cat([level.flatten(2).transpose(1, 2) for level in image_features], dim=1)
 
 
+def normalize_features(features: torch.Tensor, eps: float, center: bool = False) -> torch.Tensor:
+    """Features (..., E) of mean square 1, as an RMS norm without weights; with `center` as a layer norm of none."""
+    if center:
+        return F.layer_norm(features, features.shape[-1:], eps=eps)
+    exact = features.float()
+    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(features.dtype)
+
+
 def no_features(*shape: int, like: torch.Tensor) -> DeemImageStates:
     """Return the states of a batch (B, T) or of images (G,) that sees no image; features of the kind of `like` (E,)."""
     index = torch.zeros(shape[0], 0, dtype=torch.long, device=like.device)
@@ -118,7 +192,7 @@ def own_features(
         ]
     count, device = image_features[0].shape[0], image_features[0].device
     return DeemImageStates(
-        features=flatten_features(image_features),
+        features=normalize_features(flatten_features(image_features), FUSION_EPS, center=True),
         sides=[tuple(level.shape[-2:]) for level in image_features],
         visible=torch.ones(count, 1, dtype=torch.bool, device=device),
     )
@@ -258,7 +332,7 @@ def previous_features(
         image_features: V maps (N, E, side, side) of all images given, in the order of their places.
         drawn: places of the G images to draw.
     """
-    length = int(max(given.columns.max(), drawn.columns.max())) + 1
+    length = torch.maximum(given.columns.max(), drawn.columns.max()) + 1
     order = given.rows * length + given.columns
     before = torch.searchsorted(order, drawn.rows * length + drawn.columns)  # images before it
     steps = torch.arange(num_previous_images, 0, -1, device=order.device)  # oldest first
@@ -267,8 +341,11 @@ def previous_features(
     index = index.clamp(min=0)
     visible = visible & (given.rows[index] == drawn.rows[:, None])
     visible = visible & (given.columns[index] >= drawn.document_starts[:, None])
+    if not visible.any():
+        none = image_features[0].flatten(2).transpose(1, 2)[:0]  # [0, side*side, E], still with the gradient's way
+        return DeemImageStates(features=none, sides=[], visible=visible, index=index)
     return DeemImageStates(
-        features=flatten_features(image_features),
+        features=normalize_features(flatten_features(image_features), FUSION_EPS, center=True),
         sides=[tuple(level.shape[-2:]) for level in image_features],
         visible=visible,
         index=index,

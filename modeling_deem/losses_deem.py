@@ -24,7 +24,8 @@ def text_loss(
     shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
     if num_items_in_batch is None:
         num_items_in_batch = (shift_labels != -100).sum()
-    count, shift_labels = torch.as_tensor(num_items_in_batch).clamp(min=1), shift_labels.long()
+    count = torch.as_tensor(num_items_in_batch, device=shift_labels.device).clamp(min=1)
+    shift_labels = shift_labels.long()
     return ForCausalLMLoss(logits, None, logits.shape[-1], count, shift_labels=shift_labels)
 
 
@@ -44,7 +45,7 @@ def weighted_sum(
     share = 1.0
     if num_items_in_batch is not None and (labels is not None or shift_labels is not None):
         targets = labels[:, 1:] if shift_labels is None else shift_labels
-        share = (targets != -100).sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        share = (targets != -100).sum() / torch.as_tensor(num_items_in_batch, device=targets.device).clamp(min=1)
     shares = dict.fromkeys(losses, share) | {"text_loss": 1.0}
     total = [weights[name] * shares[name] * loss for name, loss in losses.items() if loss is not None]
     return sum(total) if total else None

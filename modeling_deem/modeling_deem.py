@@ -13,7 +13,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .attention_deem import DeemImageAttention
+from .attention_deem import DeemImageAttention, norm_eps
 from .base_deem import DeemPreTrainedModel
 from .checks_deem import check_inputs
 from .composing_deem import ComposeMixin
@@ -28,6 +28,7 @@ from .image_states_deem import (
     gather_contexts,
     locate_images,
     no_features,
+    normalize_features,
     previous_features,
 )
 from .losses_deem import text_loss, weighted_sum
@@ -238,7 +239,8 @@ class DeemModel(DeemPreTrainedModel):
             levels = [images.image_features[level] for level in self.config.image_attention_levels]
             index, visible = locate_images(is_image, is_bos, self.config.num_image_tokens)
             sides = [tuple(level.shape[-2:]) for level in levels]
-            states = DeemImageStates(features=flatten_features(levels), sides=sides, visible=visible, index=index)
+            features = normalize_features(flatten_features(levels), norm_eps(self.config.text_config))
+            states = DeemImageStates(features=features, sides=sides, visible=visible, index=index)
         states.kept_values, states.kept_tables = {}, {}
         return states
 

@@ -41,7 +41,7 @@ from torch import nn
 
 from modeling_deem import DeemForConditionalGeneration, DeemImageProcessorPil
 from modeling_deem.attention_deem import DeemFeatureSynchronizer
-from modeling_deem.image_states_deem import is_supervised
+from modeling_deem.image_states_deem import DeemImageStates, is_supervised
 from processing.collating_deem import make_labels
 from recipes.original.conversion import convert
 from recipes.original.names import HEAD_NEW, OFFICIAL, convert_value, rename
@@ -578,8 +578,8 @@ def run_synchronizer(case: Case, models: Models) -> None:
             visible = visible[:, -1:]  # cached decoding: new tokens see what the last one saw
         sides = [(side, side) for side in options["spatial_shapes"]]
         index = torch.arange(groups * images).view(groups, images)
-        values = module.project_values(memory.flatten(0, 1))[index]
-        output = module(queries, values, sides, visible, case[f"{name}.in.reference_points"][..., 0, :])
+        states = DeemImageStates(features=memory.flatten(0, 1), sides=sides, visible=visible, index=index)
+        output = module(queries, states, case[f"{name}.in.reference_points"][..., 0, :])
         output.backward(case[f"{name}.in.grad_output"])
         case.compare(f"{name}.out.output", output)
         case.compare(f"{name}.buffer.scale_ratios", torch.tensor(module.level_sides) / module.base_side)

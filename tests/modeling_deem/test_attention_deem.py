@@ -113,8 +113,9 @@ def slow(
 
 
 def fast(module, queries, features, sides, visible, reference) -> torch.Tensor:
-    values = module.project_values(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-    return module(queries, values, sides, visible, reference)
+    index = torch.arange(features.shape[0] * features.shape[1]).view(features.shape[:2])
+    states = DeemImageStates(features=features.flatten(0, 1), sides=sides, visible=visible, index=index)
+    return module(queries, states, reference)
 
 
 @pytest.mark.parametrize("visible", ["2-D", "3-D"])
@@ -228,7 +229,7 @@ def test_kept_values_give_the_same_and_are_projected_once() -> None:
         expected = block(hidden_states, states)
         assert not states.kept_values
         states.kept_values, states.kept_tables = {}, {}
-        assert torch.equal(block(hidden_states, states), expected)
+        torch.testing.assert_close(block(hidden_states, states), expected)
         assert set(states.kept_values) == {"0"}
         states.features = torch.full_like(states.features, float("nan"))  # not looked at again
         last = block(hidden_states[:, -1:], states.of_tokens(4, 1, keep=True))

@@ -125,9 +125,9 @@ def test_values_of_the_image_attention_are_projected_once_per_prompt(model, monk
     for key, block in model.model.image_attention.items():
         project = block.synchronizer.project_values
 
-        def counted(features: torch.Tensor, project=project, key=key) -> torch.Tensor:
+        def counted(*given, project=project, key=key) -> torch.Tensor:
             calls.append(key)
-            return project(features)
+            return project(*given)
 
         monkeypatch.setattr(block.synchronizer, "project_values", counted)
     write(model, tiny_batch("btit", targets=False), cache_implementation="static")
