@@ -131,6 +131,7 @@ class Benchmark(ABC):
         version: to be raised with any change of prompts, parsing or scoring.
         generation: options of `generate`, by protocol.
         takes_regions: whether images come with region masks, which only DEEM reads.
+        asks: the kind of model: "language" (writes or ranks text), "towers" (two-tower models) or "drawing".
         headline: the figure that stands for all, the first in tables.
     """
 
@@ -138,6 +139,7 @@ class Benchmark(ABC):
     version: int = 1
     headline: str = "accuracy"
     takes_regions = False
+    asks = "language"
     generation: dict[str, dict[str, Any]] = {
         "deem": {"num_beams": 3, "max_new_tokens": 10, "length_penalty": 0.0, "do_sample": False},
         "standard": {"num_beams": 1, "max_new_tokens": 16, "do_sample": False},

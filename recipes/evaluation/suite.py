@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modeling_deem import DeemForConditionalGeneration
-from recipes.evaluation.answering import Answerer, load_model
-from recipes.evaluation.benchmark import PROTOCOLS, distinct, some_clusters
+from recipes.evaluation.benchmark import Benchmark, Loaded, Sample, distinct, some_clusters
 from recipes.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from recipes.evaluation.page import write_page
-from recipes.evaluation.predictions import model_digests
 from recipes.evaluation.results import CHECKED, RESULTS, format_results, score
 from recipes.evaluation.running import Job, check_batching, generate, process_state
 from recipes.evaluation.sources import DataSource
+from recipes.evaluation.subjects import Subjects
 from recipes.whole_files import write_whole
 
 WORLD = "world"
@@ -48,6 +46,9 @@ class SuiteArguments:
     without_images: bool = field(default=False, metadata={"help": "Ask without the images, as a control."})
     encode_once: bool = field(
         default=True, metadata={"help": "Encode an image once for all questions about it (models of type deem)."}
+    )
+    encoder: str | None = field(
+        default=None, metadata={"help": "Encoder that replaces the vision tower of a two-tower model (mmvp_vlm)."}
     )
     num_beams: int | None = field(default=None, metadata={"help": "Instead of the protocol's number of beams."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Instead of the protocol's longest answer."})
@@ -84,47 +85,57 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
     """Ask, score and report the benchmarks; return the results, to the main process alone."""
     names = [name for name in arguments.benchmarks if name != WORLD]
     sources = data_sources(arguments.data, names)
-    found = []
-    for name in names:  # all that can be missing is looked for before the model answers anything
-        benchmark = benchmark_named(name)
-        if missing := benchmark.missing():
-            raise ValueError(f"The benchmark {name} cannot be scored here: {'; '.join(missing)}.")
-        loaded = benchmark.load(sources[name])
-        if not loaded.samples:
-            raise ValueError(f"The data of {name} in {sources[name].where} holds no samples.")
-        samples = some_clusters(distinct(loaded.samples), arguments.limit, arguments.seed)
-        found.append((benchmark, loaded, samples))
+    found = [
+        _read(name, sources[name], arguments) for name in names
+    ]  # all that can be missing, before anything is asked
     state = process_state()
-    model, processor = load_model(arguments.model, arguments.dtype, state.device)
-    protocol = arguments.protocol or ("deem" if isinstance(model, DeemForConditionalGeneration) else "standard")
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {protocol!r}; give one of {', '.join(PROTOCOLS)}.")
-    about = {"dtype": str(model.dtype), "device": model.device.type}
-    about |= model_digests(arguments.model) if state.is_main_process else {}  # which alone writes and compares it
-    kept, size = 2 * arguments.batch_size, arguments.batch_size
-    answerer = Answerer(model, processor, protocol, arguments.seed, arguments.encode_once, kept, size)
-    if not answerer.is_deem and (regions := [benchmark.name for benchmark, *_ in found if benchmark.takes_regions]):
-        raise ValueError(f"{', '.join(regions)} marks regions by masks, which {type(model).__name__} does not take.")
+    subjects = Subjects(arguments, state.device, names_files=state.is_main_process)  # which alone compares them
+    for benchmark, *_ in found:
+        _check(benchmark, subjects.of(benchmark.asks)[0])
     for benchmark, loaded, samples in found:
-        options = _generation(benchmark.generation[protocol], arguments)
+        subject, protocol, about = subjects.of(benchmark.asks)
         job = Job(
             benchmark,
             loaded,
             samples,
             Path(arguments.out, benchmark.name),
             protocol,
-            options,
+            _generation(benchmark.generation[protocol], arguments),
             arguments.limit,
             arguments.seed,
             arguments.without_images,
         )
-        lines = generate(job, answerer, about, arguments.batch_size)
+        lines = generate(job, subject, about, arguments.batch_size)
         if arguments.check_batching and state.is_main_process:
-            checked = check_batching(job, answerer, lines, arguments.check_batching)
+            checked = check_batching(job, subject, lines, arguments.check_batching)
             write_whole(job.folder / CHECKED, json.dumps(checked, indent=1))
     if not state.is_main_process:
         return {}
     return score_and_report(Path(arguments.out), names, sources)
+
+
+def _read(name: str, source: DataSource, arguments: SuiteArguments) -> tuple[Benchmark, Loaded, list[Sample]]:
+    """Return a benchmark, what it holds, and the samples to be asked.
+
+    Raises:
+        ValueError: something that it needs is missing.
+    """
+    benchmark = benchmark_named(name)
+    if missing := benchmark.missing():
+        raise ValueError(f"The benchmark {name} cannot be scored here: {'; '.join(missing)}.")
+    loaded = benchmark.load(source)
+    if not loaded.samples:
+        raise ValueError(f"The data of {name} in {source.where} holds no samples.")
+    if arguments.without_images and benchmark.asks != "language":
+        raise ValueError(f"{name} cannot be asked without images.")
+    return benchmark, loaded, some_clusters(distinct(loaded.samples), arguments.limit, arguments.seed)
+
+
+def _check(benchmark: Benchmark, subject: Any) -> None:
+    """Raise ValueError if a benchmark gives a model what it does not take."""
+    if benchmark.takes_regions and not subject.is_deem:
+        kind = type(subject.model).__name__
+        raise ValueError(f"{benchmark.name} marks regions by masks, which {kind} does not take.")
 
 
 def score_and_report(

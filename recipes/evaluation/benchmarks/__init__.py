@@ -6,6 +6,7 @@ from recipes.evaluation.benchmarks.captions import SETS
 from recipes.evaluation.benchmarks.easy_vqa import EasyVqa
 from recipes.evaluation.benchmarks.grounding import Grounding
 from recipes.evaluation.benchmarks.mmvp import Mmvp
+from recipes.evaluation.benchmarks.mmvp_vlm import MmvpVlm
 from recipes.evaluation.benchmarks.pope import Pope
 from recipes.evaluation.benchmarks.questions import Gqa, TextVqa, VizWiz, VqaFiles
 from recipes.evaluation.benchmarks.regions import RegionCaptions
@@ -16,6 +17,7 @@ _ALL: tuple[Benchmark, ...] = (
     RobustVqa(),
     Pope(),
     Mmvp(),
+    MmvpVlm(),
     VqaFiles("vqav2", "v2_"),
     VqaFiles("okvqa", ""),
     TextVqa(),

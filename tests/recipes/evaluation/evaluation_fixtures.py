@@ -13,13 +13,20 @@ import torch
 from conftest import build_tokenizer
 from deem_fixtures import tiny_model
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
     CLIPVisionConfig,
     ConvNextImageProcessorPil,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
 )
 
 from processing import DeemProcessor
@@ -38,6 +45,32 @@ def checkpoint(kind: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=kind))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {"deem": _deem, "llava": _llava}[kind](folder)
+
+
+@cache
+def two_towers(kind: str) -> Path:
+    """Folder of a tiny two-tower model, "clip" or "siglip"."""
+    folder = Path(tempfile.mkdtemp(prefix=kind))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tokenizer, size = build_tokenizer(), {"height": 32, "width": 32}
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "projection_dim": 8}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    vision = sizes | {"image_size": 32, "patch_size": 16, "projection_dim": 8}
+    torch.manual_seed(0)
+    if kind == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+        images, both = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size), CLIPProcessor
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 16}, vision_config=vision))
+        images, both = SiglipImageProcessorPil(size=size), SiglipProcessor
+    for name, weight in model.named_parameters():  # small towers tell nothing apart with small weights
+        if weight.ndim > 1 and "position" not in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.eval().save_pretrained(folder)
+    both(images, tokenizer).save_pretrained(folder)
+    return folder
 
 
 def run(model: Path, out: Path, data: Path, *names: str, **options: Any) -> dict[str, dict[str, Any]]:
