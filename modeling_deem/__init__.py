@@ -37,7 +37,11 @@ AutoProcessor.register(DeemConfig, DeemProcessor, exist_ok=True)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the trainer where it is asked for: a model that only answers needs no `transformers.Trainer`."""
+    """Import the trainers where they are asked for: a model that only answers needs no `transformers.Trainer`."""
+    if name == "ConsistencyLossMixin":
+        from .feedback_training_deem import ConsistencyLossMixin
+
+        return ConsistencyLossMixin
     if name != "DeemTrainer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .training_deem import DeemTrainer
@@ -47,6 +51,7 @@ def __getattr__(name: str) -> Any:
 
 __version__ = "0.1.0"
 __all__ = [
+    "ConsistencyLossMixin",
     "DeemConfig",
     "DeemFeedback",
     "DeemFeedbackConfig",

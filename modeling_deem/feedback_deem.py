@@ -290,6 +290,7 @@ class DeemFeedback(DeemDiffusionModel):
         image_mask: torch.Tensor | None = None,
         views: Any = None,
         selected: torch.Tensor | None = None,
+        detach: bool = False,
         noise: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         others: torch.Tensor | None = None,
@@ -305,6 +306,7 @@ class DeemFeedback(DeemDiffusionModel):
             hidden_states: (B, T, W), the language model's last, with image_mask, bool (B, T); for source="language".
             views: as `images`, of augmented views of the same images, a positive of the contrastive objective.
             selected: int64 (n,), redraw these images only.
+            detach: let no gradient back into the images, so that the connector learns alone.
             noise, timesteps, others: the random draws, to repeat a computation; drawn from `generator` otherwise, one for
                 the batch or a list of one per (selected) image.
 
@@ -322,6 +324,8 @@ class DeemFeedback(DeemDiffusionModel):
         if selected is not None:
             targets = targets[selected]
             tokens = [(one[selected], None if mask is None else mask[selected]) for one, mask in tokens]
+        if detach:
+            tokens = [(one.detach(), mask) for one, mask in tokens]
         latents = targets if target_latents is not None else self.encode(targets, generator)
         noise, timesteps = self.draw(latents, noise, timesteps, generator)
         if self.config.objective == "denoise":

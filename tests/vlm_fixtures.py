@@ -154,7 +154,7 @@ class TinyVlm:
         if self.family in QWEN:
             batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).int()
         batch |= self.batch_images([row["images"] for row in rows])
-        if any("target" in row for row in rows):
+        if any("target" in row and row["images"] for row in rows):
             batch["target_pixel_values"] = torch.stack([row["target"] for row in rows if row["images"]])
         return batch
 
