@@ -90,7 +90,9 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
     ]  # all that can be missing, before anything is asked
     state = process_state()
     subjects = Subjects(arguments, state.device, names_files=state.is_main_process)  # which alone compares them
-    for benchmark, *_ in found:
+    for benchmark, loaded, _ in found:
+        for note in benchmark.notes(loaded) if state.is_main_process else ():
+            print(f"{benchmark.name}: {note}")
         _check(benchmark, subjects.of(benchmark.asks)[0])
     for benchmark, loaded, samples in found:
         subject, protocol, about = subjects.of(benchmark.asks)

@@ -10,8 +10,11 @@ evaluated. METEOR needs Java and pycocoevalcap; a note says so where they are no
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from recipes.data.samples import IMAGE
 from recipes.evaluation.benchmark import (
@@ -28,6 +31,8 @@ from recipes.evaluation.benchmark import (
 from recipes.evaluation.benchmarks.files import make_samples, read_json, text_of
 from recipes.evaluation.benchmarks.shares import figure_of, share_figure
 from recipes.evaluation.scoring.captions import bleu_counts, bleu_figure, cider_d, meteor, meteor_missing, rouge_l
+from recipes.evaluation.scoring.coco_words import COCO_WORDS
+from recipes.evaluation.scoring.hallucination import chair_counts, named_objects, read_synonyms
 from recipes.evaluation.scoring.intervals import bootstrap_interval, mean_interval
 from recipes.evaluation.sources import DataSource, ImageFolders
 from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUEST
@@ -225,9 +230,110 @@ class Paragraphs(Captions):
         return Request((IMAGE, "\nDescribe the image in a paragraph."))
 
 
+class CocoCaptions(Captions):
+    """COCO's captions, with CHAIR where the objects of the images are known.
+
+    Beside the captions: `instances_val2014.json` (and `instances_train2014.json`), and optionally CHAIR's `synonyms.txt`;
+    without the latter the words are those of `scoring/coco_words.py`. Objects that the reference captions name count as
+    true, as in the official figures.
+    """
+
+    def load(self, source: DataSource) -> Loaded:
+        """Read each image with its captions and the objects in it."""
+        loaded = super().load(source)
+        files = [file for name in INSTANCES if (file := source.find(name, f"annotations/{name}"))]
+        if not files:
+            return loaded
+        objects, categories = _objects_of(files)
+        given = source.find("synonyms.txt", "annotations/synonyms.txt")
+        others = sorted(categories - set(read_synonyms(COCO_WORDS).values()))
+        words = {"synonyms": str(given) if given else None, "other_categories": others}
+        samples = [
+            replace(sample, about=sample.about | words | {"objects": objects.get(Path(sample.images[0].name).name)})
+            if sample.images
+            else sample
+            for sample in loaded.samples
+        ]
+        rows = {file: len(objects) for file in files} | ({given: 1} if given else {})
+        return Loaded(samples, loaded.rows | rows)
+
+    def figures(self, lines: Sequence[Line]) -> Figures:
+        """All metrics of captions, and CHAIR over the images whose objects are known."""
+        known = [line for line in lines if line["about"].get("objects") is not None]
+        return super().figures(lines) | (chair_figures(known) if known else {})
+
+    def notes(self, loaded: Loaded) -> list[str]:
+        """Say what is not among the figures, and whose words CHAIR goes by."""
+        found = super().notes(loaded)
+        known = [sample.about for sample in loaded.samples if sample.about.get("objects") is not None]
+        if not known:
+            return [
+                *found,
+                f"chair not computed: no {' or '.join(INSTANCES)} that knows these images beside the captions",
+            ]
+        whose = "CHAIR's synonyms.txt" if known[0]["synonyms"] else "the package's own, without CHAIR's synonyms.txt"
+        return [*found, f"chair: objects of {len(known)} of {len(loaded.samples)} images are known; words: {whose}"]
+
+
+def chair_figures(lines: Sequence[Line]) -> Figures:
+    """Return CHAIR of lines whose `about` holds the objects of their images.
+
+    Raises:
+        ValueError: the file of synonyms that was given is not there any more.
+    """
+    about = lines[0]["about"]
+    given = Path(about["synonyms"]) if about["synonyms"] else None
+    if given and not given.is_file():
+        raise ValueError(f"CHAIR's words, {given}, are not there any more. Put the file back, and score again.")
+    words = read_synonyms(given.read_text(encoding="utf-8") if given else COCO_WORDS)
+    words |= {name: name for name in about["other_categories"] if name not in words}
+    truths = []
+    for line in lines:
+        objects = [words.get(name, name) for name in line["about"]["objects"]]
+        truths.append([*objects, *(name for text in line["truth"] for name in named_objects(text, words))])
+    counts = chair_counts([line["parsed"] or "" for line in lines], truths, words)
+    counts[[bool(line.get("error")) for line in lines], :4] = 1  # a failed image counts as a caption that invents
+    clusters = [line["cluster"] for line in lines]
+
+    def share(over: int, under: int) -> Figure:
+        def figure(sums: Any) -> Any:
+            return sums[:, over] / np.maximum(sums[:, under], 1)
+
+        return figure_of(bootstrap_interval(counts, figure, clusters))
+
+    return {
+        "chair_s": share_figure(counts[:, 2].tolist(), clusters),
+        "chair_i": share(0, 1),
+        "chair_recall": share(4, 5),
+    }
+
+
+def _objects_of(files: Sequence[Path]) -> tuple[dict[str, list[str]], set[str]]:
+    """Return the objects in each image by its file's name, and all categories, of files in COCO's form."""
+    objects: dict[str, list[str]] = {}
+    every: set[str] = set()
+    for file in files:
+        read = read_json(file)
+        try:
+            categories = {row["id"]: row["name"].lower() for row in read["categories"]}
+            names = {row["id"]: Path(row["file_name"]).name for row in read["images"]}
+            found: dict[str, set[str]] = {name: set() for name in names.values()}
+            for row in read["annotations"]:
+                found[names[row["image_id"]]].add(categories[row["category_id"]])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is no annotation in COCO's form (images, categories, annotations with image_id and category_id): "
+                f"{type(error).__name__} {error}."
+            ) from error
+        objects |= {name: sorted(kinds) for name, kinds in found.items()}
+        every |= set(categories.values())
+    return objects, every
+
+
+INSTANCES = ("instances_val2014.json", "instances_train2014.json")
 COCO_NAMES = ("coco_karpathy_test.json", "annotations/coco_karpathy_test.json", "dataset_coco.json")
 SETS = (
-    Captions("coco", COCO_NAMES, ("val2014", "train2014")),
+    CocoCaptions("coco", COCO_NAMES, ("val2014", "train2014")),
     Captions("nocaps", ("nocaps_val_4500_captions.json", "nocaps_val*.json"), ("validation", "val")),
     Captions(
         "flickr30k", ("flickr30k_test1k.json", "flickr30k_test*.json", "dataset_flickr30k.json"), ("flickr30k-images",)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.synthetic.scenes import Scene, World
-from recipes.synthetic.vocabulary import COLORS, HELD_OUT, pick
+from recipes.synthetic.vocabulary import COLORS, HELD_OUT, KINDS, pick
 from recipes.synthetic.writers.files import (
     jpeg,
     numbered_scenes,
@@ -91,7 +91,8 @@ def write_captioned(folder: str | Path, world: World, num: int, start: int = 0, 
     """Write a caption benchmark with several captions an image, in the files that its evaluation reads.
 
     Args:
-        name: "coco" (`annotations/coco_karpathy_test.json`, `val2014/`), "nocaps" (`nocaps_val_4500_captions.json` with
+        name: "coco" (`annotations/coco_karpathy_test.json`, `annotations/instances_val2014.json` with kinds as categories,
+            `val2014/`), "nocaps" (`nocaps_val_4500_captions.json` with
             domains, `validation/`), "flickr30k" (`flickr30k_test1k.json`, `flickr30k-images/`) or "textcaps"
             (`TextCaps_0.1_val.json`, `train_images/`).
     """
@@ -103,7 +104,9 @@ def write_captioned(folder: str | Path, world: World, num: int, start: int = 0, 
         "textcaps": "train_images/{:016x}.jpg",
     }[name].format
     listed, images, annotations, rows = [], [], [], []
+    objects: list[dict[str, Any]] = []
     for number, scene in write_images(folder, world, num, start, name, name_of):
+        objects += [{"image_id": number, "category_id": KINDS.index(one.kind) + 1} for one in scene.objects]
         captions = [scene.caption(detail).capitalize() for detail in CAPTION_DETAILS]
         listed.append({"image": name_of(number), "caption": captions})
         images.append({"id": number, "file_name": Path(name_of(number)).name})
@@ -120,6 +123,10 @@ def write_captioned(folder: str | Path, world: World, num: int, start: int = 0, 
     }[name]
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text(json.dumps(content))
+    if name == "coco":
+        kinds = [{"id": number, "name": kind} for number, kind in enumerate(KINDS, start=1)]
+        instances = {"images": images, "annotations": objects, "categories": kinds}
+        (folder / "annotations" / "instances_val2014.json").write_text(json.dumps(instances))
 
 
 def write_referred_boxes(folder: str | Path, world: World, num: int, start: int = 0) -> None:
