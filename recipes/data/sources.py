@@ -130,7 +130,8 @@ def special_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
     """Return all texts that the processor's tokenizer takes for special tokens."""
     tokenizer = processor.tokenizer
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys((processor.start_of_image_token, *tokenizer.all_special_tokens, *added)))
+    own = [processor.start_of_image_token] if hasattr(processor, "start_of_image_token") else []
+    return tuple(dict.fromkeys((*own, *tokenizer.all_special_tokens, *added)))
 
 
 def build_dataset(
