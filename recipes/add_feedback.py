@@ -28,6 +28,21 @@ from recipes.training.parameter_groups import format_parts, match_parameters, pa
 from recipes.training.small_vlm import compose_small_vlm
 
 
+def mapping(name: str, given: dict | str | None) -> dict[str, Any] | None:
+    """Return the option `--name` as a mapping.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        given = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError:
+        pass
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f"--{name} {given} is no mapping: give JSON such as '{{\"r\": 16}}'.")
+    return given
+
+
 @dataclass
 class ScriptArguments:
     """The model, what redraws its images, and the chats to learn."""
@@ -62,15 +77,7 @@ class ScriptArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("feedback", "lora"):
-            given = getattr(self, name)
-            try:
-                given = json.loads(given) if isinstance(given, str) else given
-            except json.JSONDecodeError:
-                pass
-            if given is not None and not isinstance(given, dict):
-                raise ValueError(f"--{name} {given} is no mapping: give JSON such as '{{\"r\": 16}}'.")
-            setattr(self, name, given)
+        self.feedback, self.lora = mapping("feedback", self.feedback), mapping("lora", self.lora)
 
 
 DEFAULTS = ["--max_length", "1024", "--learning_rate", "1e-4", "--logging_steps", "10", "--bf16", "false"]
