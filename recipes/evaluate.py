@@ -37,8 +37,16 @@ from recipes.evaluation.figures import format_figures
 from recipes.evaluation.measures import MEASURES
 from recipes.evaluation.samples import describe_scene, write_drawings, write_samples
 from recipes.evaluation.subject import Subject
-from recipes.evaluation.suite import WORLD, SuiteArguments, data_sources, has_failed, run_suite, score_and_report
-from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, make_scheduler
+from recipes.evaluation.suite import (
+    WORLD,
+    SuiteArguments,
+    data_sources,
+    has_failed,
+    run_suite,
+    score_and_report,
+    take_features,
+)
+from recipes.generation.checkpoint import load_for_inference, make_scheduler
 from recipes.prompts import PROMPTS
 from recipes.synthetic.scenes import World
 from recipes.whole_files import check_writable, write_whole
@@ -63,15 +71,6 @@ class EvaluateArguments(SuiteArguments, Numbers):
     num_samples: int = field(
         default=8, metadata={"help": "Images on the sample sheet; 0 leaves out the sheet of drawings too."}
     )
-    num_inference_steps: int = field(
-        default=DRAWING_STEPS,
-        metadata={"help": "Denoising steps of an image; give more with a scheduler that adds noise."},
-    )
-    guidance_scale: float = field(default=3.5, metadata={"help": "Classifier-free guidance of drawn images."})
-    scheduler: str | None = field(
-        default=None,
-        metadata={"help": "Class name of a diffusers scheduler; DDIM, or the model's own for flow matching."},
-    )
     draw_template: str = field(
         default="plain", metadata={"help": "Form of the prompt that images are drawn from.", "choices": [*PROMPTS]}
     )
@@ -85,6 +84,7 @@ def main(arguments: EvaluateArguments) -> dict[str, dict[str, Any]]:
     if arguments.score:
         names = [name for name in arguments.benchmarks if name != WORLD]
         sources = data_sources(arguments.data, names) if arguments.data else {}
+        take_features(arguments, Path(arguments.score), names)
         return score_and_report(Path(arguments.score), names, sources)
     out = Path(arguments.out)
     if not arguments.benchmarks:

@@ -35,6 +35,7 @@ class Question:
         image_names: by which an image is known again.
         masks: (H, W) or None, one per image; empty where no image has one.
         options: answers whose likelihoods are asked for; none where one is to be written.
+        asked: the question as the data has it.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Question:
     image_names: tuple[str, ...] = ()
     masks: tuple[np.ndarray | None, ...] = ()
     options: tuple[str, ...] = ()
+    asked: str = ""
 
 
 @dataclass(frozen=True)

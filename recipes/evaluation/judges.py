@@ -67,7 +67,7 @@ class TwoTowerJudge:
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
         """Return the nearest class of each image."""
         if self.rule == "released":
-            side = _side(self.processor.image_processor)
+            side = image_side(self.processor.image_processor)
             images = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.device)
         features = _pooled(self.model.get_image_features(**inputs))
@@ -129,6 +129,7 @@ def _pooled(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def _side(image_processor: Any) -> int:
+def image_side(image_processor: Any) -> int:
+    """Return the side of the square images that an image processor gives its model, in pixels."""
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
     return int(size.get("height") or size["shortest_edge"])

@@ -135,6 +135,11 @@ def model_digests(name: str | Path) -> dict[str, dict[str, str]]:
     folder = Path(name)
     if not folder.is_dir():
         folder = Path(cached_file(str(name), "config.json")).parent
+    if (folder / "model_index.json").is_file():  # a pipeline of diffusers, with a folder for each part
+        files = [
+            path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".safetensors", ".bin", ".txt")
+        ]
+        return {"pipeline": {str(path.relative_to(folder)): digest(path) for path in files}}
     weights = {path for kind in WEIGHTS for path in folder.glob(kind) if path.name != "training_args.bin"}
     config = {folder / kind for kind in CONFIG if (folder / kind).is_file()}
     kinds = ("*processor*.json", "*token*", "*.jinja", "vocab*", "merges.txt", "chat_template.json")

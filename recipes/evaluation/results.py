@@ -8,6 +8,7 @@ from typing import Any
 
 from recipes.evaluation.benchmark import Benchmark, Line, figure_rows, scored
 from recipes.evaluation.benchmarks import BENCHMARKS, benchmark_named
+from recipes.evaluation.distances import saved_figures
 from recipes.evaluation.predictions import MANIFEST, PREDICTIONS, differences, read_lines, read_manifest, write_lines
 from recipes.whole_files import write_whole
 
@@ -58,14 +59,16 @@ def score_benchmark(folder: Path) -> dict[str, Any]:
     benchmark, manifest, lines = load_lines(folder)
     if lines != read_lines(folder / PREDICTIONS):
         write_lines(folder / PREDICTIONS, lines)
+    measured, notes = saved_figures(folder, lines)
+    figures = measured | benchmark.figures(lines)
     failed = [{"id": line["id"], "error": line["error"]} for line in lines if line.get("error")]
     results = {
-        "headline": benchmark.headline,
-        "figures": figure_rows(benchmark.figures(lines)),
+        "headline": benchmark.headline if benchmark.headline in figures else next(iter(figures)),
+        "figures": figure_rows(figures),
         "partial": len(lines) < manifest["samples_of_the_benchmark"],
         "samples": len(lines),
         "failed": failed,
-        "notes": manifest.get("notes", []),
+        "notes": manifest.get("notes", []) + notes,
         "manifest": manifest,
     }
     if (folder / CHECKED).is_file():

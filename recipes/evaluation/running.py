@@ -175,7 +175,9 @@ def ask(job: Job, answerer: Answerer, batch: Sequence[Sample], read: ReadImages)
     if asked:
         answers = answerer.answer([question for _, question in asked], **job.generation)
         for (line, _), answer in zip(asked, answers, strict=True):
-            line |= {"raw": answer.raw, "token_ids": answer.token_ids} | answer.more
+            drawn = answer.more.get("drawn", [])
+            more = {name: value for name, value in answer.more.items() if name != "drawn"}
+            line |= {"raw": answer.raw, "token_ids": answer.token_ids, "images": drawn + line["images"]} | more
     return [scored(job.benchmark, line) for line in lines]
 
 
@@ -222,7 +224,12 @@ def _question(job: Job, answerer: Answerer, sample: Sample, line: Line, read: Re
             raise BadSample("broken mask", sample.id) from error
     names = tuple(sha for _, sha in images)
     shown = tuple(image for image, _ in images)
-    return Question(sample.id, line["prompt"], shown, names, masks, job.benchmark.options(sample))
+    return Question(sample.id, line["prompt"], shown, names, masks, job.benchmark.options(sample), sample.asked)
+
+
+def _given(line: Line) -> tuple[Any, ...]:
+    """Return what a model gave: words, and images by their content."""
+    return line["token_ids"], line["raw"], [image["sha256"] for image in line["images"]]
 
 
 def check_batching(job: Job, answerer: Answerer, lines: Sequence[Line], number: int) -> dict[str, Any]:
@@ -239,7 +246,7 @@ def check_batching(job: Job, answerer: Answerer, lines: Sequence[Line], number: 
     for sample in chosen:
         (again,) = ask(job, alone, [sample], read_images(job, [sample]))
         before = known[sample.id]
-        if again["token_ids"] != before["token_ids"]:
+        if _given(again) != _given(before):
             different.append({"id": sample.id, "in_batch": before["raw"], "alone": again["raw"]})
     return {"checked": len(chosen), "different": different}
 

@@ -8,6 +8,7 @@ import torch
 from modeling_deem import DeemForConditionalGeneration
 from recipes.evaluation.answering import Answerer, load_model
 from recipes.evaluation.benchmark import PROTOCOLS
+from recipes.evaluation.drawing import DeemPainter, Drawer, load_painter
 from recipes.evaluation.predictions import model_digests
 from recipes.evaluation.two_towers import TwoTowers, load_two_towers
 
@@ -35,7 +36,11 @@ class Subjects:
             ValueError: the model is of another kind, or there is none.
         """
         if kind not in self._loaded:
-            self._loaded[kind] = {"language": self._language, "towers": self._towers}[kind]()
+            self._loaded[kind] = {
+                "language": self._language,
+                "towers": self._towers,
+                "drawing": self._drawing,
+            }[kind]()
         return self._loaded[kind]
 
     def _language(self) -> tuple[Answerer, str, dict[str, Any]]:
@@ -55,6 +60,19 @@ class Subjects:
         if given.encoder and self.names_files:
             about["encoder"] = model_digests(given.encoder)
         return TwoTowers(model, processor, 2 * given.batch_size), self._protocol("standard"), about
+
+    def _drawing(self) -> tuple[Drawer, str, dict[str, Any]]:
+        given = self.arguments
+        if given.num_drawings > 1 and not given.rank_by:
+            raise ValueError("--num_drawings above 1 needs --rank_by, a two-tower model that chooses among them.")
+        painter, folder = load_painter(given.model, given.protocol, given.dtype, self.device)
+        protocol = self._protocol("deem" if isinstance(painter, DeemPainter) else "standard")
+        ranker = TwoTowers(*load_two_towers(given.rank_by, device=self.device)) if given.rank_by else None
+        about = {"dtype": given.dtype, "device": self.device.type}
+        if self.names_files:
+            about |= model_digests(folder)
+            about |= {"rank_by": model_digests(given.rank_by)} if given.rank_by else {}
+        return Drawer(painter, given.seed, ranker), protocol, about
 
     def _protocol(self, default: str) -> str:
         protocol = self.arguments.protocol or default

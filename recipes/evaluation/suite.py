@@ -9,11 +9,14 @@ from typing import Any
 
 from recipes.evaluation.benchmark import Benchmark, Loaded, Sample, distinct, some_clusters
 from recipes.evaluation.benchmarks import BENCHMARKS, benchmark_named
+from recipes.evaluation.distances import extract
+from recipes.evaluation.extractors import load_extractors
 from recipes.evaluation.page import write_page
-from recipes.evaluation.results import CHECKED, RESULTS, format_results, score
+from recipes.evaluation.results import CHECKED, RESULTS, evaluated, format_results, load_lines, score
 from recipes.evaluation.running import Job, check_batching, generate, process_state
 from recipes.evaluation.sources import DataSource
 from recipes.evaluation.subjects import Subjects
+from recipes.generation.checkpoint import DRAWING_STEPS
 from recipes.whole_files import write_whole
 
 WORLD = "world"
@@ -49,6 +52,24 @@ class SuiteArguments:
     )
     encoder: str | None = field(
         default=None, metadata={"help": "Encoder that replaces the vision tower of a two-tower model (mmvp_vlm)."}
+    )
+    extractors: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Features of drawings, NAME=WHERE each: a file of Inception's weights (FID), an encoder or two-tower "
+            "model of transformers, or module:function."
+        },
+    )
+    num_drawings: int = field(default=1, metadata={"help": "Drawings of a caption, of which --rank_by keeps one."})
+    rank_by: str | None = field(default=None, metadata={"help": "Two-tower model that chooses among drawings."})
+    num_inference_steps: int = field(
+        default=DRAWING_STEPS,
+        metadata={"help": "Denoising steps of an image; give more with a scheduler that adds noise."},
+    )
+    guidance_scale: float = field(default=3.5, metadata={"help": "Classifier-free guidance of drawn images."})
+    scheduler: str | None = field(
+        default=None,
+        metadata={"help": "Class name of a diffusers scheduler; DDIM, or the model's own for flow matching."},
     )
     num_beams: int | None = field(default=None, metadata={"help": "Instead of the protocol's number of beams."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Instead of the protocol's longest answer."})
@@ -102,18 +123,37 @@ def run_suite(arguments: SuiteArguments) -> dict[str, dict[str, Any]]:
             samples,
             Path(arguments.out, benchmark.name),
             protocol,
-            _generation(benchmark.generation[protocol], arguments),
+            _generation(benchmark, protocol, arguments),
             arguments.limit,
             arguments.seed,
             arguments.without_images,
         )
+        if benchmark.asks == "drawing":
+            subject.folder = job.folder
         lines = generate(job, subject, about, arguments.batch_size)
         if arguments.check_batching and state.is_main_process:
             checked = check_batching(job, subject, lines, arguments.check_batching)
             write_whole(job.folder / CHECKED, json.dumps(checked, indent=1))
     if not state.is_main_process:
         return {}
+    take_features(arguments, Path(arguments.out), names)
     return score_and_report(Path(arguments.out), names, sources)
+
+
+def take_features(arguments: SuiteArguments, out: Path, names: Sequence[str] = ()) -> None:
+    """Take the features of drawings in a folder by each of `--extractors`.
+
+    Raises:
+        ValueError: an extractor or a drawing is not there, or there are no drawings at all.
+    """
+    if not arguments.extractors:
+        return
+    drawn = [name for name in names or evaluated(out) if benchmark_named(name).asks == "drawing"]
+    if not drawn:
+        raise ValueError("--extractors makes features of drawings, but none of the benchmarks draws.")
+    for extractor in load_extractors(arguments.extractors, process_state().device):
+        for name in drawn:
+            extract(out / name, load_lines(out / name)[2], extractor, arguments.batch_size)
 
 
 def _read(name: str, source: DataSource, arguments: SuiteArguments) -> tuple[Benchmark, Loaded, list[Sample]]:
@@ -156,8 +196,12 @@ def has_failed(results: dict[str, dict[str, Any]]) -> bool:
     return any(result.get("failed") for result in results.values())
 
 
-def _generation(options: dict[str, Any], arguments: SuiteArguments) -> dict[str, Any]:
-    """Return a protocol's options with those given over them."""
+def _generation(benchmark: Benchmark, protocol: str, arguments: SuiteArguments) -> dict[str, Any]:
+    """Return a protocol's options with those given over them; of drawings, how they are drawn."""
+    options = benchmark.generation[protocol]
+    if benchmark.asks == "drawing":
+        drawn = ("num_inference_steps", "guidance_scale", "scheduler", "num_drawings")
+        return {name: getattr(arguments, name) for name in drawn}
     if not options:  # nothing is written
         return {}
     given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}

@@ -4,6 +4,7 @@
 from recipes.evaluation.benchmark import Benchmark
 from recipes.evaluation.benchmarks.captions import SETS
 from recipes.evaluation.benchmarks.easy_vqa import EasyVqa
+from recipes.evaluation.benchmarks.fid import FID
 from recipes.evaluation.benchmarks.grounding import Grounding
 from recipes.evaluation.benchmarks.mmvp import Mmvp
 from recipes.evaluation.benchmarks.mmvp_vlm import MmvpVlm
@@ -27,6 +28,7 @@ _ALL: tuple[Benchmark, ...] = (
     Grounding(),
     *VISDIAL,
     RegionCaptions(),
+    *FID,
     EasyVqa(),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

@@ -72,7 +72,7 @@ class Captions(Benchmark):
             return Loaded(make_samples(found[0], _of_row, ""), found[1])
         file = source.need(*self.patterns)
         folders = ImageFolders(file.parent, *self.folders, "", "images")
-        rows = list(_images_of(file))
+        rows = list(captioned_images(file))
 
         def sample(number: int, row: Any) -> Sample:
             image, captions, group = row
@@ -146,7 +146,7 @@ def _one_reference(line: Line) -> Line:
     return line | {"truth": [truth[stable_number(0, f"reference {line['id']}") % len(truth)]]}
 
 
-def _images_of(file: Path) -> Iterator[tuple[str, list[Any], str]]:
+def captioned_images(file: Path) -> Iterator[tuple[str, list[Any], str]]:
     """Yield image, captions and domain from any of the layouts."""
     read = read_json(file)
     if isinstance(read, list):

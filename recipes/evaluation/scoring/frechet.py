@@ -40,8 +40,21 @@ def frechet_distance(real: Any, fake: Any) -> float:
             "Prefer KID or CMMD.",
             stacklevel=2,
         )
+        return _frechet_of_few(first, second)
     covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second)]
     return frechet_of_moments(first.mean(0), covariances[0], second.mean(0), covariances[1])
+
+
+def _frechet_of_few(first: np.ndarray, second: np.ndarray) -> float:
+    """The same from the images themselves, at once where they are fewer than the features.
+
+    Where C = XᵀX of centered and scaled X, the trace of the root of C1 C2 is the sum of the singular values of X1 X2ᵀ.
+    """
+    rows = [(features - features.mean(0)) / np.sqrt(len(features) - 1) for features in (first, second)]
+    shared = np.linalg.svd(rows[0] @ rows[1].T, compute_uv=False).sum()
+    apart = first.mean(0) - second.mean(0)
+    distance = apart @ apart + sum((one**2).sum() for one in rows) - 2 * shared
+    return float(max(distance, 0.0))
 
 
 def frechet_of_moments(mean: Any, covariance: Any, other_mean: Any, other_covariance: Any) -> float:

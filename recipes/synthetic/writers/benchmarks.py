@@ -9,6 +9,7 @@ from typing import Any
 
 from recipes.synthetic.scenes import Scene, World
 from recipes.synthetic.vocabulary import COLORS, HELD_OUT, KINDS, pick
+from recipes.synthetic.writers.captions import write_narratives
 from recipes.synthetic.writers.files import (
     jpeg,
     numbered_scenes,
@@ -91,8 +92,8 @@ def write_captioned(folder: str | Path, world: World, num: int, start: int = 0, 
     """Write a caption benchmark with several captions an image, in the files that its evaluation reads.
 
     Args:
-        name: "coco" (`annotations/coco_karpathy_test.json`, `annotations/instances_val2014.json` with kinds as categories,
-            `val2014/`), "nocaps" (`nocaps_val_4500_captions.json` with
+        name: "coco" (`annotations/coco_karpathy_test.json`, `annotations/captions_val2014.json`,
+            `annotations/instances_val2014.json` with kinds as categories, `val2014/`), "nocaps" (`nocaps_val_4500_captions.json` with
             domains, `validation/`), "flickr30k" (`flickr30k_test1k.json`, `flickr30k-images/`) or "textcaps"
             (`TextCaps_0.1_val.json`, `train_images/`).
     """
@@ -127,6 +128,8 @@ def write_captioned(folder: str | Path, world: World, num: int, start: int = 0, 
         kinds = [{"id": number, "name": kind} for number, kind in enumerate(KINDS, start=1)]
         instances = {"images": images, "annotations": objects, "categories": kinds}
         (folder / "annotations" / "instances_val2014.json").write_text(json.dumps(instances))
+        captioned = json.dumps({"images": images, "annotations": annotations})
+        (folder / "annotations" / "captions_val2014.json").write_text(captioned)
 
 
 def write_referred_boxes(folder: str | Path, world: World, num: int, start: int = 0) -> None:
@@ -163,6 +166,7 @@ BENCHMARK_FORMATS = {
     "textcaps_val": partial(write_captioned, name="textcaps"),
     "refcoco_grounding": write_referred_boxes,
     "refcocog_region": write_described_regions,
+    "ln_coco": partial(write_narratives, split="val2017"),
     "visdial": write_visdial,
     "mmvp_vlm": write_mmvp_vlm,
 }

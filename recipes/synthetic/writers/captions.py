@@ -126,10 +126,10 @@ def write_paragraphs(folder: str | Path, world: World, num: int, start: int = 0)
     (folder / "train_split.json").write_text(json.dumps([row["image_id"] for row in rows if row["image_id"] % 5]))
 
 
-def write_narratives(folder: str | Path, world: World, num: int, start: int = 0) -> None:
-    """Write Localized Narratives: `coco_train_captions.jsonl` and `train2017/%012d.jpg`."""
+def write_narratives(folder: str | Path, world: World, num: int, start: int = 0, split: str = "train2017") -> None:
+    """Write Localized Narratives: `coco_train_captions.jsonl` and `train2017/%012d.jpg`, or those of `split`."""
     folder, rows = Path(folder), []
-    for image_id, scene in write_images(folder, world, num, start, "narratives", "train2017/{:012d}.jpg".format):
+    for image_id, scene in write_images(folder, world, num, start, "narratives", f"{split}/{{:012d}}.jpg".format):
         told = f"In this image we can see {scene.caption('full')}."
-        rows.append({"dataset_id": "mscoco_train2017", "image_id": str(image_id), "annotator_id": 7, "caption": told})
-    write_lines(folder / "coco_train_captions.jsonl", rows)
+        rows.append({"dataset_id": f"mscoco_{split}", "image_id": str(image_id), "annotator_id": 7, "caption": told})
+    write_lines(folder / f"coco_{split[:-4]}_captions.jsonl", rows)

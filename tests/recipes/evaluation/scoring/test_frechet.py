@@ -43,6 +43,8 @@ def test_frechet_of_few_images_is_real_and_warned_of() -> None:
     with pytest.warns(UserWarning, match="too few for 32 features"):
         distance = frechet_distance(features[:3], features[3:])
     assert np.isfinite(distance) and distance > 0
+    moments = [(part.mean(0), np.cov(part, rowvar=False)) for part in (features[:3], features[3:])]
+    assert distance == pytest.approx(frechet_of_moments(*moments[0], *moments[1]), rel=1e-6)
     with pytest.warns(UserWarning, match="too few"):
         assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
 
