@@ -16,7 +16,7 @@ aokvqa, gqa, ocrvqa, easy_vqa, llava), captions (karpathy, flickr30k, textcaps, 
 (refcoco, refcocog, vg), region masks (coco, partimagenet, pascalpart, refcoco_masks, refcoco+_masks, vg_masks, vcr,
 osprey), rows of `datasets` (obelics, chats, vqa_rows), and folders of images (imagefolder, imagefolder_rows with
 metadata.jsonl, csv); files of benchmarks alone (mmvp, vizwiz, coco_captions, nocaps, flickr30k_test, textcaps_val, refcoco_grounding,
-refcocog_region).
+refcocog_region, ln_coco, visdial, mmvp_vlm).
 
 Each folder also holds `truth.jsonl`: per image everything that is known about it. The world itself is described in
 `recipes/synthetic/scenes.py`.
