@@ -21,7 +21,7 @@ from modeling_deem.modeling_deem import DeemImageOutput
 from processing.chat_deem import encode_marked, is_marked
 from recipes.data.samples import content
 from recipes.evaluation.benchmark import Request, stable_number
-from recipes.evaluation.ranking import log_likelihoods, option_token_ids
+from recipes.evaluation.ranking import goes_on_behind_cache, log_likelihoods, option_token_ids
 from recipes.generation.prompt_form import base_template
 
 
@@ -113,6 +113,7 @@ class Answerer:
         self.read_once, self.encode_once = encode_once, encode_once and self.is_deem
         self.kept_images, self.options_at_once = kept_images, options_at_once
         self.encoded = 0
+        self._goes_on: bool | None = None  # not yet known
         self._features: OrderedDict[str, DeemImageOutput] = OrderedDict()
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(
@@ -150,10 +151,13 @@ class Answerer:
 
     def _rank(self, question: Question) -> Answer:
         """Return the likeliest option of a question, with the log-likelihood of each."""
-        once = self.encode_once and question.images and not question.masks
-        inputs = self._inputs_encoded_once([question]) if once else self._inputs([question])
         ids = option_token_ids(getattr(self.processor, "tokenizer", self.processor), question.options)
-        scores = log_likelihoods(self.model, inputs, ids, self.options_at_once, self.read_once)
+        if self.read_once and self._goes_on is None:
+            self._goes_on = goes_on_behind_cache(self.model, self._inputs([question]), ids)
+        once = bool(self.read_once and self._goes_on)
+        encoded = once and self.encode_once and question.images and not question.masks
+        inputs = self._inputs_encoded_once([question]) if encoded else self._inputs([question])
+        scores = log_likelihoods(self.model, inputs, ids, self.options_at_once, once)
         best = max(range(len(scores)), key=scores.__getitem__)
         return Answer(question.options[best], ids[best], {"option_scores": scores})
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_fixtures import checkpoint, lines_of, run
+from transformers import LlavaForConditionalGeneration, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from recipes import evaluate
 from recipes.data.samples import IMAGE
 from recipes.evaluation.answering import Answerer, Question, load_model
 from recipes.evaluation.benchmark import Request, scored
 from recipes.evaluation.benchmarks import BENCHMARKS
-from recipes.evaluation.ranking import option_token_ids
+from recipes.evaluation.ranking import goes_on_behind_cache, log_likelihoods, option_token_ids
 from recipes.evaluation.scoring.ranking import ndcg
 from recipes.evaluation.sources import DataSource
 from recipes.synthetic.scenes import World
@@ -146,3 +147,43 @@ def test_rows_that_cannot_be_used_fail_alone(data: Path, tmp_path: Path) -> None
     dense.unlink()
     with pytest.raises(ValueError, match="dense_annotations"):
         BENCHMARKS["visdial"].load(DataSource("visdial", str(tmp_path)))
+
+
+def test_places_in_three_directions_go_on_behind_the_cache() -> None:
+    """Qwen2-VL: an image takes fewer places than tokens."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope, "initializer_range": 0.2}
+    text |= {"bos_token_id": 1, "eos_token_id": 2}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4}
+    marks = {"vision_start_token_id": 61, "vision_end_token_id": 62, "image_token_id": 60, "video_token_id": 63}
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **marks)).eval()
+    ids = torch.tensor([[1, 61, *[60] * 16, 62, 3, 4, 20]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == 60).long()}
+    inputs |= {"pixel_values": torch.randn(64, 3 * 2 * 4 * 4), "image_grid_thw": torch.tensor([[1, 8, 8]])}
+    options = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
+    assert goes_on_behind_cache(model, inputs, options)
+    fast, slow = (log_likelihoods(model, inputs, options, 3, once) for once in (True, False))
+    assert fast == pytest.approx(slow, abs=1e-4)
+
+
+class _Forgetful(LlavaForConditionalGeneration):
+    """A model of others that loses its place behind a cache."""
+
+    def forward(self, *args, past_key_values=None, **kwargs):
+        if past_key_values is not None and past_key_values.get_seq_length():
+            kwargs |= {"position_ids": torch.zeros_like(kwargs["input_ids"])}
+        return super().forward(*args, past_key_values=past_key_values, **kwargs)
+
+
+def test_a_model_that_does_not_go_on_behind_a_cache_is_read_whole() -> None:
+    model, processor = load_model(checkpoint("llava"))
+    question = Question("1", "USER: What is there? ASSISTANT:", options=OPTIONS)
+    (right,) = Answerer(model, processor).answer([question])
+    forgetful = _Forgetful(model.config).eval()
+    forgetful.load_state_dict(model.state_dict())
+    answerer = Answerer(forgetful, processor)
+    with pytest.warns(UserWarning, match="does not go on behind a repeated cache"):
+        (answer,) = answerer.answer([question])
+    assert answer.more["option_scores"] == pytest.approx(right.more["option_scores"], abs=1e-4)
