@@ -3,6 +3,8 @@
 
     python recipes/evaluate.py --model runs/demo/sft --reference runs/demo/initial --out runs/demo/evaluation
     python recipes/evaluate.py --model MODEL --benchmarks pope mmvp --data DIR --out OUT    # any vision-language model
+    python recipes/evaluate.py --model CLIP --benchmarks mmvp_vlm --data DIR --out OUT         # a two-tower model
+    python recipes/evaluate.py --model MODEL --benchmarks fid --data DIR --out OUT --extractors inception=FILE   # drawings
     python recipes/evaluate.py --score OUT                                  # figures of saved predictions, no model
 
 Benchmarks (recipes/evaluation/benchmarks/) read local files in the official layouts from DIR/<name> or DIR, or rows of

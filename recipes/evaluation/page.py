@@ -23,6 +23,7 @@ from recipes.whole_files import write_whole
 
 PAGE = "evaluation.html"
 WORST = 12  # samples shown per benchmark
+MOST_IMAGES = 2  # of a sample: both of a pair, a drawing and the real one
 SIDE = 224  # of an image on the page, in pixels, at most
 Images = Mapping[str, Sequence[ImageSource]]  # by the sample's id
 
@@ -48,7 +49,7 @@ def write_page(out: Path, results: dict[str, dict[str, Any]], sources: Mapping[s
                 _about(result),
                 figure_table(result["figures"], result["headline"]),
                 cards("answers", (failure(one) for one in result["failed"])),
-                cards("sheet", (sample_card(line, images) for line in worst(lines))),
+                cards("sheet", (sample_card(line, images) for line in worst(lines) or some_drawings(lines))),
             )
         )
     title = "Evaluation (partial)" if any(result["partial"] for result in results.values()) else "Evaluation"
@@ -93,6 +94,12 @@ def worst(lines: Sequence[Line]) -> list[Line]:
     return sorted(wrong, key=lambda line: (line["score"], stable_number(0, line["id"])))[:WORST]
 
 
+def some_drawings(lines: Sequence[Line]) -> list[Line]:
+    """Return some of the drawings at random, always the same; none where nothing was drawn."""
+    drawn = [line for line in lines if line["images"] and line["images"][0]["name"] == line["raw"]]
+    return sorted(drawn, key=lambda line: stable_number(0, line["id"]))[:WORST]
+
+
 def images_of(name: str, source: DataSource | None) -> Images:
     """Return the images of all samples where they do not lie in files of their own; nothing without a source."""
     if source is None or source.row_folder is None and source.folders:
@@ -124,20 +131,26 @@ def failure(failed: Mapping[str, str]) -> str:
 
 
 def sample_image(line: Line, images: Images) -> str:
-    """Return the first image of a sample, made small, in the page itself; its name where it cannot be opened."""
-    if not line["images"]:
-        return ""
-    first = line["images"][0]
+    """Return the images of a sample, two of them at most, made small, in the page itself; the name of what cannot be
+    opened."""
+    shown = list(
+        {image["name"]: (place, image) for place, image in reversed(list(enumerate(line["images"])))}.values()
+    )
+    return "".join(_sample_image(line, images, *one) for one in sorted(shown, key=lambda one: one[0])[:MOST_IMAGES])
+
+
+def _sample_image(line: Line, images: Images, place: int, about: Mapping[str, Any]) -> str:
+    """Return the image at a place of a sample."""
     try:
-        if first.get("file"):
-            image = open_image(Path(first["file"]), first["name"])
+        if about.get("file"):
+            image = open_image(Path(about["file"]), about["name"])
         elif line["id"] in images:
-            image = images[line["id"]][0].read()[0]
+            image = images[line["id"]][place].read()[0]
         else:
-            return said("image", first["name"])
+            return said("image", about["name"])
     except BadSample as error:
         return said("image", str(error))
-    return inline_image(image, first["name"])
+    return inline_image(image, about["name"])
 
 
 def inline_image(image: Image.Image, name: str) -> str:

@@ -90,7 +90,7 @@ def test_drawings_are_files_and_the_same_for_any_batch(deem: Path, data: Path, d
     for line, other in zip(lines, lines_of(tmp_path / "fid"), strict=True):
         first, second = (np.asarray(Image.open(out / "fid" / line["raw"]), int) for out in (drawn, tmp_path))
         assert line["raw"] == other["raw"] and np.abs(first - second).max() <= 1 and first.std() > 0
-    assert "fid" in (drawn / "evaluation.html").read_text()
+    assert (drawn / "evaluation.html").read_text().count("data:image") == 14  # each drawing beside the real image
 
 
 def test_a_killed_run_draws_only_what_is_missing(deem: Path, data: Path, drawn: Path, tmp_path: Path) -> None:
@@ -187,9 +187,18 @@ def test_the_word_fid_is_for_inception(drawn: Path, inception_weights: Path, tmp
 def test_a_pipeline_of_diffusers_draws_and_the_best_by_clip_is_kept(
     pipeline: Path, data: Path, tmp_path: Path
 ) -> None:
-    options = QUICK | {"num_inference_steps": 6, "num_drawings": 3, "rank_by": str(two_towers("clip")), "limit": 3}
+    options = QUICK | {
+        "num_inference_steps": 6,
+        "num_drawings": 3,
+        "rank_by": str(two_towers("clip")),
+        "limit": 3,
+        "check_batching": 1,
+    }
     results = run(pipeline, tmp_path, data, "fid_karpathy", **options)
     result, lines = results["fid_karpathy"], lines_of(tmp_path / "fid_karpathy")
+    assert (
+        result["check_batching"]["checked"] == 1 and len(list((tmp_path / "fid_karpathy" / "drawings").iterdir())) == 3
+    )
     assert result["failed"] == [] and result["partial"] and result["manifest"]["protocol"] == "standard"
     assert all(line["prompt"] == line["asked"] and len(line["option_scores"]) == 3 for line in lines)
     figures = result["figures"]
