@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 CARD = """---
@@ -161,8 +161,12 @@ def evaluation_table(metrics: dict[str, Any]) -> str:
     return table(("figure", "value", "chance", "samples"), rows) if rows else "No figures were recorded."
 
 
-def limits(metrics: dict[str, Any]) -> str:
-    """What the figures say against the model: how often it was wrong, and what was no better than chance."""
+def limits(metrics: dict[str, Any], benchmarks: bool = False) -> str:
+    """What the figures say against the model: how often it was wrong, and what was no better than chance.
+
+    Args:
+        benchmarks: whether figures of benchmarks stand under Evaluation, too.
+    """
     lines = []
     for name, figure in metrics.items():
         if not isinstance(figure, dict) or not {"value", "chance", "count"} <= figure.keys():
@@ -171,7 +175,9 @@ def limits(metrics: dict[str, Any]) -> str:
         chance = ", no better than chance" * (figure["value"] <= figure["chance"])
         lines.append(f"- {figure.get('what', name)}: not so in {wrong:,} of {figure['count']:,}{chance}.")
     rest = "Measured is what stands under Evaluation; no other figure is recorded."
-    return "\n".join([f"{rest} Of it:", "", *lines]) if lines else rest if metrics else "No figure is recorded."
+    if lines:
+        return "\n".join([f"{rest} Of it:", "", *lines])
+    return rest if metrics or benchmarks else "No figure is recorded."
 
 
 def settings_table(state: dict[str, Any], parts: dict[str, Any], arguments: dict[str, Any]) -> str:
@@ -274,6 +280,8 @@ def write_card(
     caption: str | None = None,
     code: str | None = None,
     data_names: dict[str, str] | None = None,
+    benchmarks: Sequence[EvalResult] = (),
+    benchmark_tables: str = "",
 ) -> None:
     """Write the model card README.md of a repo folder.
 
@@ -282,6 +290,7 @@ def write_card(
         question, caption: what the example asks and draws; of the training data where it recorded any.
         code: address of the code's own repository.
         data_names: what to call sources of the training data.
+        benchmarks, benchmark_tables: of `model_index`.
     """
     config, processor = _read_json(folder / "config.json"), _read_json(folder / "processor_config.json")
     images, decoder = processor["image_processor"], config.get("image_decoder_config")
@@ -298,7 +307,10 @@ def write_card(
         tags=["deem", "multimodal", "diffusion", "custom_code"],
         base_model=list(base_models) or None,
         datasets=sorted({data_set(source).split(":")[0] for source in hub}) or None,
+        model_name=repo.rpartition("/")[2],
+        eval_results=list(benchmarks) or None,
     )
+    figures = [evaluation_table(metrics)] * bool(metrics or not benchmark_tables) + [benchmark_tables]
     card = CARD.format(
         metadata=metadata.to_yaml(),
         name=repo.rpartition("/")[2],
@@ -315,9 +327,9 @@ def write_card(
         settings=settings_table(state, *records),
         question=json.dumps(question or own.get("question") or "What is this?", ensure_ascii=False),
         draw=DRAW.format(caption=json.dumps(caption, ensure_ascii=False), steps=DRAWING_STEPS) if decoder else "",
-        measured=limits(metrics),
+        measured=limits(metrics, bool(benchmark_tables)),
         data=data_table(report, data_names or {}) if report else "Not recorded.",
-        evaluation=evaluation_table(metrics),
+        evaluation="\n\n".join(figures).strip(),
         licences=", as in the table above" if licences else ", which were not recorded here",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
