@@ -1,0 +1,1 @@
+"""Tasks of lmms-eval: a YAML per task, and the functions that it names."""
