@@ -177,13 +177,14 @@ def deem_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor
 
 
 def bare_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
+    """The same parts side by side, without what joins them; one backward of the sum, as in a step that trains them."""
     decoder, config = model.image_decoder, model.config
-    model.model.vision_tower.encoder(batch["pixel_values"]).last_hidden_state.sum().backward()
+    losses = [model.model.vision_tower.encoder(batch["pixel_values"]).last_hidden_state.sum()]
 
     embeds = torch.randn(*batch["input_ids"].shape, config.text_config.hidden_size, requires_grad=True)
     hidden = model.model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False)
     logits = model.lm_head(hidden.last_hidden_state)
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten()).backward()
+    losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten()))
 
     cached = "target_latents" in batch
     latents = batch["target_latents"][:, :4] if cached else decoder.encode(batch["target_pixel_values"])
@@ -192,7 +193,8 @@ def bare_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor
         condition = torch.randn(count, config.num_image_tokens, decoder.config.condition_size, requires_grad=True)
         noisy = torch.randn_like(latents).requires_grad_()
         timesteps = torch.randint(1000, (count,))
-        decoder.denoiser(noisy, timesteps, condition).square().mean().backward()
+        losses.append(decoder.denoiser(noisy, timesteps, condition).square().mean())
+    sum(losses).backward()
     model.zero_grad()
 
 
