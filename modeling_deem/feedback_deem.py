@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .adapting_deem import adapted
 from .composing_deem import diffusers_config, joint_sizes, load_parts
 from .diffusion_deem import DeemDiffusionModel
 from .feedback_configuration_deem import DeemFeedbackConfig, small_denoiser
@@ -338,6 +339,37 @@ class DeemFeedback(DeemDiffusionModel):
                 others = choose_others(len(latents), self.config.num_negatives, latents.device, one)
             losses = self.contrast(latents, noise, timesteps, tokens, others)
         return DeemFeedbackOutput(loss=losses.mean(), image_losses=losses)
+
+    def adapted_to(
+        self,
+        model: nn.Module,
+        image_inputs: dict[str, Any],
+        target_pixel_values: torch.Tensor,
+        steps: int = 5,
+        learning_rate: float = 4e-6,
+        parameters: str = "vision_tower",
+        num_tiles: Sequence[int] | None = None,
+        generator: Generators = None,
+    ):
+        """Return a context in which `model` has learned from redrawing these very images; on leaving it is as before.
+
+        Args:
+            image_inputs: what the model's `get_image_features` takes.
+            parameters: name of the part of the model that learns ("visual" in Qwen-VL).
+
+        Raises:
+            ValueError: on entering, no such part, or a quantized or offloaded one; the source is the language model.
+        """
+        if self.config.source == "language":
+            raise ValueError(
+                "source is 'language': adapting reads the images alone. Use source='tokens' or 'encoder'."
+            )
+
+        def loss() -> torch.Tensor:
+            images = model.get_image_features(**image_inputs, return_dict=True)
+            return self(images, target_pixel_values, num_tiles=num_tiles, generator=generator).loss
+
+        return adapted(model, loss, parameters, steps, learning_rate)
 
 
 def unpad(tokens: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .adapting_deem import AdaptMixin
 from .attention_deem import DeemImageAttention, norm_eps
 from .base_deem import DeemPreTrainedModel
 from .checks_deem import check_inputs
@@ -245,7 +246,9 @@ class DeemModel(DeemPreTrainedModel):
         return states
 
 
-class DeemForConditionalGeneration(ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin):
+class DeemForConditionalGeneration(
+    AdaptMixin, ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin
+):
     """The whole model: hidden states -> text through `lm_head`, -> images through `image_decoder`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
