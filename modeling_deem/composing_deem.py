@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoModel as DiffusersModel
-from diffusers import DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 from transformers import (
     AutoModel,
@@ -99,10 +98,16 @@ def encoder_image_size(vision: str) -> int:
     raise ValueError(f"The image processor of {vision} names no size: {settings}. Give image_size.")
 
 
+class _PartOfPipeline(ConfigMixin):
+    """Reads the configs of parts; diffusers' AutoModel, once it has loaded one, reads the pipeline's instead."""
+
+    config_name = "config.json"
+
+
 def drawn_size(diffusion: str) -> int:
     """Side of the images, in pixels, that a diffusers pipeline folder draws."""
     denoiser = "transformer" if "transformer" in DiffusionPipeline.load_config(diffusion) else "unet"
-    configs = {name: DiffusersModel.load_config(diffusion, subfolder=name) for name in (denoiser, "vae")}
+    configs = {name: _PartOfPipeline.load_config(diffusion, subfolder=name) for name in (denoiser, "vae")}
     return DeemImageDecoderConfig(denoiser=configs[denoiser], vae=configs["vae"]).target_size
 
 
