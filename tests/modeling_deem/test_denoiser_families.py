@@ -318,7 +318,9 @@ def test_pipelines_bring_their_denoiser_and_their_empty_prompt(name: str, tmp_pa
         perceiver_config={"hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 1},
     )
     decoder = model.image_decoder
-    DiffusersModel.from_pretrained(tmp_path / "diffusion", subfolder="transformer")  # changes how it reads configs
+    DiffusersModel.from_pretrained(
+        str(tmp_path / "diffusion"), subfolder="transformer"
+    )  # changes how it reads configs
     assert drawn_size(str(tmp_path / "diffusion")) == decoder.config.target_size == SIDE
     if name == "pixart, told the size":
         assert isinstance(decoder.scheduler, DDPMScheduler)
