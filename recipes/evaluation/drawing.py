@@ -116,16 +116,16 @@ class Drawer:
         return self.painter.prompt(request)
 
     @torch.inference_mode()
-    def answer(self, questions: Sequence[Question], num_drawings: int = 1, **options: Any) -> list[Answer]:
+    def answer(self, questions: Sequence[Question], drawings_per_caption: int = 1, **options: Any) -> list[Answer]:
         """Draw an image for each caption and keep it; the answer's text is its file in the folder.
 
         Args:
-            num_drawings: how many to draw of each, of which the ranker keeps one.
+            drawings_per_caption: how many to draw of each, of which the ranker keeps one.
             options: of the painter.
         """
         prompts = [question.prompt for question in questions]
         candidates: list[Drawn] = [[] for _ in questions]
-        for number in range(num_drawings):
+        for number in range(drawings_per_caption):
             seeds = [stable_number(self.seed, f"{question.id} drawing {number}") for question in questions]
             for of_question, image in zip(candidates, self.painter.draw(prompts, seeds, **options), strict=True):
                 of_question.append(image)

@@ -60,7 +60,7 @@ class SuiteArguments:
             "model of transformers, or module:function."
         },
     )
-    num_drawings: int = field(default=1, metadata={"help": "Drawings of a caption, of which --rank_by keeps one."})
+    drawings_per_caption: int = field(default=1, metadata={"help": "Drawings of a caption, of which --rank_by keeps one."})
     rank_by: str | None = field(default=None, metadata={"help": "Two-tower model that chooses among drawings."})
     num_inference_steps: int = field(
         default=DRAWING_STEPS,
@@ -200,7 +200,7 @@ def _generation(benchmark: Benchmark, protocol: str, arguments: SuiteArguments) 
     """Return a protocol's options with those given over them; of drawings, how they are drawn."""
     options = benchmark.generation[protocol]
     if benchmark.asks == "drawing":
-        drawn = ("num_inference_steps", "guidance_scale", "scheduler", "num_drawings")
+        drawn = ("num_inference_steps", "guidance_scale", "scheduler", "drawings_per_caption")
         return {name: getattr(arguments, name) for name in drawn}
     if not options:  # nothing is written
         return {}

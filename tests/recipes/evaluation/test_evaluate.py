@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """recipes/evaluate.py, on a small untrained checkpoint."""
 
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
@@ -35,6 +36,13 @@ def checkpoint(tiny_processor: DeemProcessor, tmp_path: Path) -> Path:
     tiny_model().save_pretrained(tmp_path / "checkpoint")
     tiny_processor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
+
+
+def test_no_option_hides_another() -> None:
+    """A base class's option of one name gives its default and its words to all of that name."""
+    own = [set(inspect.get_annotations(part)) for part in evaluate.EvaluateArguments.__mro__[:-1]]
+    assert sum(map(len, own)) == len(set().union(*own))
+    assert evaluate.EvaluateArguments().num_drawings == MEASURES["drawings"].number
 
 
 def test_evaluation_writes_figures_and_samples(checkpoint: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_pipeline_of_diffusers_draws_and_the_best_by_clip_is_kept(
 ) -> None:
     options = QUICK | {
         "num_inference_steps": 6,
-        "num_drawings": 3,
+        "drawings_per_caption": 3,
         "rank_by": str(two_towers("clip")),
         "limit": 3,
         "check_batching": 1,
@@ -205,7 +205,7 @@ def test_a_pipeline_of_diffusers_draws_and_the_best_by_clip_is_kept(
     assert figures["ranker_score_kept"]["value"] >= figures["ranker_score_first"]["value"]
     assert "unet/config.json" in result["manifest"]["model"]["pipeline"] and "rank_by" in result["manifest"]["model"]
     with pytest.raises(ValueError, match="needs --rank_by"):
-        run(pipeline, tmp_path / "none", data, "fid", **QUICK, num_drawings=2)
+        run(pipeline, tmp_path / "none", data, "fid", **QUICK, drawings_per_caption=2)
     with pytest.raises(ValueError, match="--scheduler is that of a DEEM"):
         run(pipeline, tmp_path / "none", data, "fid", **QUICK, scheduler="DDIMScheduler")
 
