@@ -18,6 +18,7 @@ from .configuration_deem import DeemConfig, DeemImageDecoderConfig, DeemPerceive
 from .feedback_configuration_deem import DeemFeedbackConfig
 from .feedback_deem import DeemFeedback
 from .image_decoder_deem import DeemImageDecoder
+from .image_error_deem import DeemImageError
 from .modeling_deem import DeemForConditionalGeneration, DeemModel, DeemOutput
 
 AutoConfig.register("deem", DeemConfig, exist_ok=True)
@@ -58,6 +59,7 @@ __all__ = [
     "DeemForConditionalGeneration",
     "DeemImageDecoder",
     "DeemImageDecoderConfig",
+    "DeemImageError",
     "DeemImageProcessor",
     "DeemImageProcessorPil",
     "DeemModel",

@@ -15,6 +15,7 @@ TENSORS = {
     "target_latents": (4, False, "latents (N, C, s, s)"),
     "region_masks": (4, None, "masks (N, 1, h, h) in {0, 1}"),
 }
+MADE_BY_PROCESSOR = "Both come of processor.image_processor(images, return_targets=True, return_tensors='pt')."
 
 
 def check_inputs(**given: Any) -> None:
@@ -57,3 +58,26 @@ def check_inputs(**given: Any) -> None:
             )
     if labels is not None and text is not None and labels.shape != text.shape[:2]:
         raise ValueError(f"labels have the shape {tuple(labels.shape)} for a text of {tuple(text.shape[:2])} tokens.")
+
+
+def check_targets(targets: torch.Tensor, mend: str, pixel_values: torch.Tensor | None = None) -> None:
+    """Check images to be redrawn, (N, 3, H, H) in [-1, 1]; with the encoder's input (N, 3, h, w), that they are others.
+
+    Args:
+        mend: a sentence that says what makes them.
+
+    Raises:
+        ValueError: none, another number than images, the encoder's input itself, or outside of [-1, 1].
+    """
+    count = len(targets) if pixel_values is None else len(pixel_values)
+    if len(targets) != count or not count:
+        raise ValueError(
+            f"{len(targets)} target images for {count} images: give one or more images, and one target for each, in the "
+            f"same order. {mend}"
+        )
+    low, high = (float(edge) for edge in targets.aminmax())
+    if targets is pixel_values or not (-1.001 <= low and high <= 1.001):
+        raise ValueError(
+            f"target_pixel_values lie in [{low:.2f}, {high:.2f}]; expected the same images in [-1, 1], apart from the "
+            f"encoder's input, which is normalized for the encoder. {mend}"
+        )

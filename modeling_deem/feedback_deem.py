@@ -21,6 +21,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .adapting_deem import adapted
+from .checks_deem import check_targets
 from .composing_deem import diffusers_config, joint_sizes, load_parts
 from .diffusion_deem import DeemDiffusionModel
 from .feedback_configuration_deem import DeemFeedbackConfig, small_denoiser
@@ -36,6 +37,7 @@ from .feedback_tokens_deem import (
     pad_tokens,
     source_size,
 )
+from .image_error_deem import DeemImageError, Draws, Redrawn, evaluating, measure
 from .perceiver_deem import DeemPerceiver
 from .scheduling_deem import add_noise, build_scheduler, training_config
 
@@ -234,9 +236,7 @@ class DeemFeedback(DeemDiffusionModel):
             raise ValueError(
                 f"target_pixel_values have the shape {tuple(targets.shape)}; expected (N, 3, {side}, {side}). {made}"
             )
-        low, high = (float(edge) for edge in targets.aminmax())
-        if not (-1.001 <= low and high <= 1.001):
-            raise ValueError(f"target_pixel_values lie in [{low:.2f}, {high:.2f}]; expected [-1, 1]. {made}")
+        check_targets(targets, made)
 
     def draw(
         self, latents: torch.Tensor, noise: torch.Tensor | None, timesteps: torch.Tensor | None, generator: Generators
@@ -339,6 +339,41 @@ class DeemFeedback(DeemDiffusionModel):
                 others = choose_others(len(latents), self.config.num_negatives, latents.device, one)
             losses = self.contrast(latents, noise, timesteps, tokens, others)
         return DeemFeedbackOutput(loss=losses.mean(), image_losses=losses)
+
+    def image_error(
+        self,
+        images: Any,
+        target_pixel_values: torch.Tensor,
+        num_tiles: Sequence[int] | None = None,
+        hidden_states: torch.Tensor | None = None,
+        image_mask: torch.Tensor | None = None,
+        timesteps: Sequence[int] | torch.Tensor | None = None,
+        num_noise: int = 1,
+        per_token: bool = False,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        batch_size: int = 32,
+    ) -> DeemImageError:
+        """How well each image is redrawn from what the model makes of it: per image, per cell and, if asked for, per token.
+
+        The denoising error, whatever the objective; no gradient, no dropout in the feedback.
+
+        Args:
+            images, target_pixel_values, num_tiles, hidden_states, image_mask: as in `forward`.
+            timesteps, num_noise, per_token, seed, generator, batch_size: as in `image_error` of a DEEM; tokens are those of
+                the source, before the connector.
+
+        Raises:
+            ValueError: as `forward`; timesteps that the scheduler does not have; an image of one token and `per_token`.
+        """
+        self.check_targets(target_pixel_values)
+        with evaluating(self):
+            given = (num_tiles, hidden_states, image_mask)
+            tokens, mask = self.gather_tokens(images, len(target_pixel_values), *given)
+            latents = self.encode(target_pixel_values, noise=target_pixel_values.new_zeros(()))
+            asked = (timesteps, num_noise, seed, generator, batch_size)
+            draws = Draws.of(self, latents, self.config.timestep_range, *asked)
+            return measure(self, Redrawn(latents, tokens, mask, self.condition), draws, per_token)
 
     def adapted_to(
         self,

@@ -16,11 +16,12 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .adapting_deem import AdaptMixin
 from .attention_deem import DeemImageAttention, norm_eps
 from .base_deem import DeemPreTrainedModel
-from .checks_deem import check_inputs
+from .checks_deem import MADE_BY_PROCESSOR, check_inputs, check_targets
 from .composing_deem import ComposeMixin
 from .configuration_deem import DeemConfig
 from .generation_deem import DeemGenerationMixin
 from .image_decoder_deem import DeemImageDecoder
+from .image_error_deem import ImageErrorMixin
 from .image_states_deem import (
     DeemImageStates,
     ImagePlaces,
@@ -247,7 +248,7 @@ class DeemModel(DeemPreTrainedModel):
 
 
 class DeemForConditionalGeneration(
-    AdaptMixin, ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin
+    AdaptMixin, ImageErrorMixin, ComposeMixin, DeemGenerationMixin, DeemPreTrainedModel, GenerationMixin
 ):
     """The whole model: hidden states -> text through `lm_head`, -> images through `image_decoder`."""
 
@@ -466,16 +467,10 @@ class DeemForConditionalGeneration(
             draws: `noise` and `timesteps`, to repeat a computation.
 
         Raises:
-            ValueError: targets that are the encoder's input, or outside [-1, 1].
+            ValueError: targets that are the encoder's input, or outside [-1, 1], or of another number than images.
         """
         decoder = self.require_image_decoder()
-        low, high = (float(edge) for edge in target_pixel_values.aminmax())
-        if target_pixel_values is pixel_values or not (-1.001 <= low and high <= 1.001):
-            raise ValueError(
-                f"target_pixel_values lie in [{low:.2f}, {high:.2f}]: expected the same images in [-1, 1], apart from the "
-                "encoder's input, which is normalized for the encoder. Both come of "
-                "processor.image_processor(images, return_targets=True, return_tensors='pt')."
-            )
+        check_targets(target_pixel_values, MADE_BY_PROCESSOR, pixel_values)
         images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         latents = decoder.encode(target_pixel_values, generator)
         return decoder.consistency_loss(
