@@ -11,6 +11,8 @@ from PIL import Image
 
 from recipes.synthetic.vocabulary import KINDS
 
+GRAY = 112  # of what hides part of an image
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -114,11 +116,18 @@ def _pattern(texture: str, style: dict[str, float], x: np.ndarray, y: np.ndarray
     )  # speckled
 
 
-def draw(size: int, shapes: Sequence[Shape], background: Background) -> tuple[Image.Image, list[np.ndarray]]:
+def draw(
+    size: int,
+    shapes: Sequence[Shape],
+    background: Background,
+    occluder: tuple[float, float, float] | None = None,
+) -> tuple[Image.Image, list[np.ndarray]]:
     """Draw shapes, the main one first, with shadow and shading.
 
     Args:
         size: side of the image in pixels.
+        occluder: center (x, y) and side of a gray square in front of the main shape and the background, behind the other
+            shapes, as shares of the image's side; None for none.
 
     Returns:
         The RGB image, and per shape a (size, size) bool array: where it is visible.
@@ -134,6 +143,10 @@ def draw(size: int, shapes: Sequence[Shape], background: Background) -> tuple[Im
     order = range(len(shapes)) if main_first else range(len(shapes))[::-1]
     for number in order:
         _draw_shape(canvas, owner, shapes[number], number, light)
+    if occluder is not None:
+        center_x, center_y, side = occluder
+        hidden = (np.abs(x - center_x) < side / 2) & (np.abs(y - center_y) < side / 2) & (owner < 1)
+        canvas[hidden], owner[hidden] = GRAY, -1
     if background.grain is not None:
         grain = background.grain
         planes = [np.asarray(Image.fromarray(plane).resize((size, size), Image.BILINEAR)) for plane in grain]

@@ -3,11 +3,12 @@
 
 An image (`Scene`) shows one large *main* object and up to three small ones on a low-saturation background. Everything said
 about it (captions, documents, questions, region masks) is derived from the numbers that draw it. A scene is a function of
-`(seed, shifted, index)` alone; `size` only changes the number of pixels it is drawn with.
+`(seed, grade of shift, index)` alone; `size` only changes the number of pixels it is drawn with.
 
 Splits: scenes `0 ... HELD_OUT - 1` are for training, scenes from `HELD_OUT` on are for evaluation.
-Shift: `World(shifted=True)` has other textures, tinted backgrounds, strayed colors and pixel noise, and half of its main
-objects are combinations of kind and color (`UNSEEN`) that the unshifted world never shows.
+Shift: `World(grade=0)` to `World(grade=4)` go further and further from what is trained on (`SHIFTS`): strayed colors, pixel
+noise, other textures and tinted backgrounds, main objects that are combinations of kind and color (`UNSEEN`) which the
+unshifted world never shows, and a gray square over part of the main object. `World(shifted=True)` is grade 2.
 """
 
 import colorsys
@@ -40,6 +41,38 @@ from recipes.synthetic.vocabulary import (
     enumerate_phrases,
     pick,
 )
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far the scenes of a world are from those that models are trained on.
+
+    Attributes:
+        unseen: share of main objects that are combinations of `UNSEEN`; above 0 the others may be such too.
+        turn: most degrees that the hue of an object strays by, either way; names of colors hold up to 20.
+        saturation, value: lowest factors of an object's saturation and value; the highest is 1.
+        grain: standard deviation of the pixel noise, of 255.
+        strange: share of scenes with a background and a texture that the unshifted world never shows.
+        occluded: side of the gray square over the main object, as a share of the object's extent.
+    """
+
+    unseen: float
+    turn: float
+    saturation: float
+    value: float
+    grain: float
+    strange: float
+    occluded: float
+
+
+SHIFTS = (
+    Shift(unseen=0, turn=4, saturation=0.95, value=0.92, grain=0, strange=0, occluded=0),
+    Shift(unseen=0.25, turn=6, saturation=0.85, value=0.86, grain=4, strange=0.5, occluded=0),
+    Shift(unseen=0.5, turn=9, saturation=0.75, value=0.8, grain=9, strange=1, occluded=0),
+    Shift(unseen=0.75, turn=11, saturation=0.65, value=0.7, grain=14, strange=1, occluded=0.35),
+    Shift(unseen=1, turn=13, saturation=0.55, value=0.6, grain=20, strange=1, occluded=0.5),
+)
+STREAMS = (0, 2, 1, 3, 4)  # of random numbers, by grade: those of 0 and 2 are older than the others
 
 
 @dataclass(frozen=True)
@@ -87,12 +120,21 @@ class Scene:
 
     @cached_property
     def _drawn(self) -> tuple[Image.Image, list[np.ndarray]]:
-        rgb = (BACKGROUNDS | SHIFTED_BACKGROUNDS)[self.background]
+        rgb, shift = (BACKGROUNDS | SHIFTED_BACKGROUNDS)[self.background], self.world.shift
         grain = None
-        if self.world.shifted:
-            grain = self.world.rng(self.index, "grain").normal(0, 9, (3, 64, 64)).astype(np.float32)
+        if shift.grain:
+            grain = self.world.rng(self.index, "grain").normal(0, shift.grain, (3, 64, 64)).astype(np.float32)
         shapes = [Shape(thing.kind, thing.center, thing.extent, thing.angle, thing.rgb) for thing in self.objects]
-        return draw(self.world.size, shapes, Background(rgb, self.texture, self.style, self.light, grain))
+        background = Background(rgb, self.texture, self.style, self.light, grain)
+        return draw(self.world.size, shapes, background, self._occluder())
+
+    def _occluder(self) -> tuple[float, float, float] | None:
+        """Return center (x, y) and side of the square that hides part of the main object, off its middle; None for none."""
+        if not (share := self.world.shift.occluded):
+            return None
+        turn, (x, y) = self.world.rng(self.index, "occluder").uniform(0, 2 * math.pi), self.main.center
+        away = 0.25 * self.main.extent
+        return x + away * math.cos(turn), y + away * math.sin(turn), share * self.main.extent
 
     @property
     def image(self) -> Image.Image:
@@ -190,7 +232,8 @@ class Scene:
         for thing, mask in zip(self.objects, self.masks, strict=True):
             row = {key: value for key, value in vars(thing).items() if key != "scene"}
             objects.append(row | {"area": int(mask.sum()), "segmentation": run_lengths(mask)})
-        world = {"seed": self.world.seed, "index": self.index, "shifted": self.world.shifted, "size": self.world.size}
+        shifted = self.world.shift != SHIFTS[0]
+        world = {"seed": self.world.seed, "index": self.index, "shifted": shifted, "size": self.world.size}
         captions = {detail: self.caption(detail) for detail in DETAILS}
         about = {"background": self.background, "texture": self.texture, "light": self.light, "captions": captions}
         asked = {"questions": self.questions(), "region_questions": self.region_questions()}
@@ -213,18 +256,20 @@ class World:
     Args:
         seed: any non-negative integer; another seed is another world of the same kind.
         size: side of the images in pixels, at least 16.
-        shifted: the out-of-distribution variant (see the top of the module).
+        shifted: the out-of-distribution variant, grade 2 (see the top of the module).
         max_objects: 1 to 4. A scene of a world with fewer objects is the same scene without its last objects, so
             `max_objects=1` gives images of one color.
+        grade: of the shift, 0 (none) to 4, see `SHIFTS`; instead of `shifted`.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: for a value out of range, or `shifted` with a grade.
     """
 
     seed: int = 0
     size: int = 64
     shifted: bool = False
     max_objects: int = MAX_OBJECTS
+    grade: int | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -233,18 +278,34 @@ class World:
             raise ValueError(f"size={self.size} is too small to show an object. Give a side of at least 16 pixels.")
         if not 1 <= self.max_objects <= MAX_OBJECTS:
             raise ValueError(f"max_objects={self.max_objects} is out of range. Give 1 to {MAX_OBJECTS}.")
+        if self.grade is not None and self.grade not in range(len(SHIFTS)):
+            raise ValueError(f"grade={self.grade} is no grade of shift. Give 0 (none) to {len(SHIFTS) - 1}.")
+        if self.grade is not None and self.shifted:
+            raise ValueError(
+                f"shifted=True is grade 2, and grade={self.grade} was given too. Leave out one of the two."
+            )
+
+    @property
+    def shift(self) -> Shift:
+        """What the grade means."""
+        return SHIFTS[self._grade]
+
+    @property
+    def _grade(self) -> int:
+        return self.grade if self.grade is not None else 2 * self.shifted
 
     def rng(self, index: int, purpose: str) -> np.random.Generator:
         """Return the random numbers of a scene for one purpose; how one purpose uses them does not change the others."""
-        return np.random.default_rng([self.seed, int(self.shifted), index, *purpose.encode()])
+        return np.random.default_rng([self.seed, STREAMS[self._grade], index, *purpose.encode()])
 
     def scene(self, index: int) -> Scene:
         """Return scene number `index` (any integer from 0 on)."""
         if index < 0:
             raise ValueError(f"index={index} is negative. Give a scene number from 0 on.")
         rng = self.rng(index, "scene")
-        backgrounds = tuple(SHIFTED_BACKGROUNDS if self.shifted else BACKGROUNDS)
-        textures = SHIFTED_TEXTURES if self.shifted else TEXTURES
+        strange = self.rng(index, "strange").random() < self.shift.strange
+        backgrounds = tuple(SHIFTED_BACKGROUNDS if strange else BACKGROUNDS)
+        textures = SHIFTED_TEXTURES if strange else TEXTURES
         return Scene(
             world=self,
             index=index,
@@ -274,15 +335,15 @@ class World:
 
 def _place_objects(scene: Scene) -> list[SceneObject]:
     """Choose kind, color, size, place and angle of each object, the main one first."""
-    world, rng = scene.world, scene.world.rng(scene.index, "objects")
+    shift, rng = scene.world.shift, scene.world.rng(scene.index, "objects")
     # drawn one object after the other, so that leaving out the last ones does not change the first
     colors, objects = list(COLORS), []
     for number in range(scene.num_objects):
-        if number == 0 and world.shifted and rng.random() < 0.5:
+        if number == 0 and shift.unseen and rng.random() < shift.unseen:
             kind, color = pick(rng, sorted(UNSEEN))
         else:
             color = pick(rng, colors)
-            kind = pick(rng, [k for k in KINDS if world.shifted or (k, color) not in UNSEEN])
+            kind = pick(rng, [k for k in KINDS if shift.unseen or (k, color) not in UNSEEN])
         colors.remove(color)
         size = "small" if number else pick(rng, ("large", "medium"))
         extent = rng.uniform(*EXTENTS[size])
@@ -295,10 +356,8 @@ def _place_objects(scene: Scene) -> list[SceneObject]:
             center = _cell_center(position, reach=0.17, jitter=rng.uniform(-0.03, 0.03, 2))
         else:
             position, center = _free_cell(rng, objects, extent)
-        if world.shifted:
-            rgb = _stray(COLORS[color], rng.uniform(-9, 9), rng.uniform(0.75, 1.0), rng.uniform(0.8, 1.0))
-        else:
-            rgb = _stray(COLORS[color], rng.uniform(-4, 4), rng.uniform(0.95, 1.0), rng.uniform(0.92, 1.0))
+        turn = rng.uniform(-shift.turn, shift.turn)
+        rgb = _stray(COLORS[color], turn, rng.uniform(shift.saturation, 1.0), rng.uniform(shift.value, 1.0))
         center = (float(center[0]), float(center[1]))
         shape = (kind, color, size, orientation, position, float(extent), float(angle))
         objects.append(SceneObject(*shape, center, rgb, number, scene))

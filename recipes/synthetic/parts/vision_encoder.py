@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """The vision encoder of the parts, trained contrastively against captions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -56,7 +57,13 @@ class ContrastivePair(nn.Module):
 
 
 def train_vision(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, world: World, num_images: int, num_held_out: int, steps: int
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    world: World,
+    num_images: int,
+    num_held_out: int,
+    steps: int,
+    details: Sequence[str] = ("coarse", "medium"),
 ) -> str:
     """Train a ConvNeXt whose pooled output says which kinds of objects are there, how many, and in which colors.
 
@@ -64,21 +71,22 @@ def train_vision(
         folder: gets the encoder and its image processor.
         tokenizer: of the captions.
         num_held_out: images that the figures are measured on.
+        details: of the captions, see `Scene.caption`, equally often; "coarse" alone says nothing of colors.
 
     Returns:
         The figures, in words.
     """
     scenes = [world.scene(index) for index in range(num_images)]
     images = render(scenes, "vision images")
-    captions = [scene.caption(detail) for scene in scenes for detail in ("coarse", "medium")]
+    captions = [scene.caption(detail) for scene in scenes for detail in details]
     pair = ContrastivePair(tokenizer)
     different = sorted(set(captions))
     ids, classes = encode_captions(tokenizer, different), {caption: i for i, caption in enumerate(different)}
-    labels = torch.tensor([classes[caption] for caption in captions]).view(-1, 2)  # [N, 2]
+    labels = torch.tensor([classes[caption] for caption in captions]).view(-1, len(details))
 
     def loss_of() -> Tensor:
         chosen = torch.randint(len(images), (64,))
-        told = labels[chosen, int(torch.randint(2, ()))]  # kinds alone in half of the steps: they are learned slower
+        told = labels[chosen, int(torch.randint(len(details), ()))]  # kinds alone in half of the steps: they are learned slower
         logits = pair(images[chosen], ids[told])
         same = (told[:, None] == told).float()  # images with equal captions are no negatives
         target = same / same.sum(1)
