@@ -6,7 +6,7 @@
 
     python recipes/export_benchmark.py --benchmark robustvqa --data robustvqa/ --to vlmevalkit --out ~/LMUData
 
-For lmms-eval: `<benchmark>.parquet` and a YAML beside it that includes the task (robustvqa, pope as `pope_file`,
+For lmms-eval: `<benchmark>.parquet` and a YAML beside it that includes the task (robustvqa, pope as `pope_file`, visdial,
 refcocog_region). For VLMEvalKit: `<benchmark>.tsv`, of any benchmark. Samples that cannot be asked are listed, left out,
 and make the exit status 1.
 """
@@ -29,7 +29,7 @@ from recipes.evaluation.harnesses.vlmevalkit import write_tables
 from recipes.evaluation.sources import DataSource
 from recipes.whole_files import check_writable, whole_file, write_whole
 
-TASKS = {"robustvqa": "robustvqa", "pope": "pope_file", "refcocog_region": "refcocog_region"}
+TASKS = {"robustvqa": "robustvqa", "pope": "pope_file", "visdial": "visdial", "refcocog_region": "refcocog_region"}
 ROWS_AT_A_TIME = 100
 HARNESSES = ("lmms_eval", "vlmevalkit")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from recipes.data.samples import IMAGE
 from recipes.evaluation.benchmarks import benchmark_named
 from recipes.evaluation.harnesses.kept_answers import KeptAnswers
-from recipes.evaluation.harnesses.lmms_tasks import pope_task, refcocog_region_task, robustvqa_task
+from recipes.evaluation.harnesses.lmms_tasks import pope_task, refcocog_region_task, robustvqa_task, visdial_task
 from recipes.evaluation.harnesses.requests import asked, told
 from recipes.evaluation.sources import DataSource
 from recipes.export_benchmark import ExportArguments, main
@@ -30,7 +30,7 @@ csv.field_size_limit(1 << 30)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("harness")
-    write_formats(folder, World(), 3, HELD_OUT, "medium", ["pope", "robustvqa", "mmvp"])
+    write_formats(folder, World(), 3, HELD_OUT, "medium", ["pope", "robustvqa", "mmvp", "visdial"])
     return folder
 
 
@@ -87,6 +87,21 @@ def test_rows_of_lmms_eval_score_as_ours(data: Path, tmp_path: Path) -> None:
             assert value == results["figures"][metric]["value"], metric
         config = yaml.safe_load(next((tmp_path / "lmms").glob(f"{name}*.yaml")).read_text())
         assert Path(config["include"]).is_file() and config["generation_kwargs"]["num_beams"] == 1
+
+
+def test_options_of_visdial_are_in_order_of_their_agreement(data: Path, tmp_path: Path) -> None:
+    assert visdial_task.agreement("Yes, a red one.", "yes a red one") == 1.0
+    assert visdial_task.agreement("a red ball", "a blue ball") == pytest.approx(2 / 3)
+    assert visdial_task.agreement("", "yes") == visdial_task.agreement("no", "yes") == 0.0
+    assert export(data, tmp_path, "visdial", "lmms_eval") == []
+    rows = datasets.load_dataset(
+        "parquet", data_files=f"{tmp_path}/visdial.parquet", split="train", cache_dir=str(tmp_path)
+    )
+    right = [json.loads(row["about"])["options"][json.loads(row["truth"])] for row in rows]
+    lines = [visdial_task.process_results(row, [said])["mrr"] for row, said in zip(rows, right, strict=True)]
+    assert visdial_task.recall_5(lines) == 1.0 and visdial_task.mrr(lines) > 0.5
+    silent = [visdial_task.process_results(row, [""])["mrr"] for row in rows]
+    assert visdial_task.mrr(silent) < 0.2
 
 
 def test_unusable_samples_are_listed_and_left_out(data: Path, tmp_path: Path) -> None:
