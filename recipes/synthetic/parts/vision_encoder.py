@@ -86,7 +86,8 @@ def train_vision(
 
     def loss_of() -> Tensor:
         chosen = torch.randint(len(images), (64,))
-        told = labels[chosen, int(torch.randint(len(details), ()))]  # kinds alone in half of the steps: they are learned slower
+        # kinds alone in half of the steps where captions are of two details: they are learned slower
+        told = labels[chosen, int(torch.randint(len(details), ()))]
         logits = pair(images[chosen], ids[told])
         same = (told[:, None] == told).float()  # images with equal captions are no negatives
         target = same / same.sum(1)

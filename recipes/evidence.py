@@ -1,0 +1,128 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""Does it work? The paper's claim under control: what does the feedback keep that the text loss alone forgets?
+
+    python recipes/evidence.py                       # what `make evidence` runs: three seeds, three arms
+    python recipes/evidence.py --full --out runs/evidence_full        # all arms
+    python recipes/evidence.py --seeds 3 4 5 --out runs/evidence_again # other seeds: worlds, weights, data, noise
+
+Frozen parts are made once (recipes/parts.py). Each seed has a world and an encoder of its own, trained against captions that
+name kinds and numbers alone; all its arms begin from the same saved model and see the same batches. Every arm is a process
+of one thread; two run at once. The same command goes on after a kill: finished arms are kept. Writes `evidence.html` and
+`evidence.json`. docs/evidence.md says why it is made so and what came out.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from trl import TrlParser
+
+from recipes.parts import PartsArguments, make_parts
+from recipes.study.arm_run import run_arm
+from recipes.study.report import headline, write_report
+from recipes.study.settings import EvidenceArguments
+from recipes.study.start import make_start
+from recipes.whole_files import check_writable
+
+CONFIG = Path(__file__).parent / "configs" / "evidence" / "default.yaml"
+
+
+def parse(flags: list[str]) -> EvidenceArguments:
+    """Parse flags over the configuration file that `--config` names, else over the default one."""
+    flags = flags if "--config" in flags else ["--config", str(CONFIG), *flags]
+    return TrlParser(EvidenceArguments, allow_abbrev=False).parse_args_and_config(flags)[0]
+
+
+def make_frozen_parts(arguments: EvidenceArguments) -> None:
+    """Train language model, VAE and denoiser, where they are not there yet; for the arm "align" its other encoder too."""
+    only = ["text", *(["vision"] if "align" in arguments.arms else []), "diffusion"]
+    number = arguments.parts_images
+    make_parts(
+        PartsArguments(
+            out=arguments.parts, only=only, num_pictures=number, num_texts=number, steps_scale=arguments.parts_scale
+        )
+    )
+
+
+class Jobs:
+    """Runs pieces of the work as processes of one thread, some at a time; a kill of this process ends them too."""
+
+    def __init__(self, flags: list[str], processes: int) -> None:
+        self.flags, self.pool, self.running = flags, ThreadPoolExecutor(processes), set()
+        self.stopped = False
+
+    def submit(self, job: str, after: Future | None = None) -> Future:
+        """Run `--job job`, when `after` has ended."""
+        return self.pool.submit(self._run, job, after)
+
+    def _run(self, job: str, after: Future | None) -> None:
+        if after is not None:
+            after.result()
+        if self.stopped:
+            return
+        command = [sys.executable, str(Path(__file__).resolve()), *self.flags, "--job", job]
+        process = subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        )
+        self.running.add(process)
+        try:
+            if code := process.wait():
+                raise RuntimeError(f"The job {job} failed (exit code {code}). The same command goes on from here.")
+        finally:
+            self.running.discard(process)
+
+    def stop(self, *_: object) -> None:
+        """End what runs; start nothing more."""
+        self.stopped = True
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self.running):
+            process.terminate()
+
+
+def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
+    """Make the start of every seed and then its arms, as far as they are not there.
+
+    Raises:
+        RuntimeError: a job failed; the others are ended.
+    """
+    jobs = Jobs(flags, arguments.processes)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped. The same command goes on from here."))
+    try:
+        starts = {seed: jobs.submit(f"{seed}:start") for seed in arguments.seeds}
+        waiting = [jobs.submit(f"{seed}:{arm}", starts[seed]) for seed in arguments.seeds for arm in arguments.arms]
+        for future in [*starts.values(), *waiting]:
+            future.result()
+    finally:
+        jobs.stop()
+
+
+def is_done(arguments: EvidenceArguments) -> bool:
+    """Whether all results are there."""
+    return all(
+        (arguments.folder(seed, arm) / "result.json").is_file() for seed in arguments.seeds for arm in arguments.arms
+    )
+
+
+def main(flags: list[str]) -> None:
+    """Do one job, or all that is not done, and write the report."""
+    arguments = parse(flags)
+    if arguments.job:
+        seed, name = arguments.job.split(":")
+        make_start(arguments, int(seed)) if name == "start" else run_arm(arguments, int(seed), name)
+        return
+    check_writable(arguments.out)
+    arguments.check_same()
+    if not is_done(arguments):
+        make_frozen_parts(arguments)
+        run_jobs(arguments, flags)
+    summary = write_report(arguments)
+    print("\n".join(headline(summary, grade) for grade in ("0", "2") if grade in summary["table"]))
+    print("\n".join(f"{verdict}: {text}" for verdict, text in summary["said"]))
+    print(f"\nReport: {Path(arguments.out, 'evidence.html').resolve()}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,169 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""One arm of one seed, from the common start to its figures; `result.json` is written last and whole.
+
+seed<k>/<arm>/answers/<grade>/<benchmark>/predictions.jsonl     what it said to each question
+seed<k>/<arm>/redrawn<grade>.npy                                uint8 (N, 64, 64, 3), from its tokens at fixed noise
+seed<k>/<arm>/result.json                                       scores of each measure and grade, times, memory
+"""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from modeling_deem import DeemForConditionalGeneration
+from processing import DeemProcessor
+from recipes.data.samples import content
+from recipes.evaluation.answering import Answerer
+from recipes.evaluation.benchmark import Loaded
+from recipes.evaluation.benchmarks import benchmark_named
+from recipes.evaluation.running import Job, generate
+from recipes.generation.tasks import redraw_images
+from recipes.study.probes import CAPTIONED, OMITTED, Probe, label, tokens_of
+from recipes.study.questions import BENCHMARKS, answer_of, load_questions, scores_of
+from recipes.study.settings import ARMS, EvidenceArguments
+from recipes.study.start import image_sets, read_images
+from recipes.study.training import caption_rows, train_answers, train_arm, train_redrawing
+from recipes.synthetic.scenes import Scene
+from recipes.whole_files import whole_file, write_whole
+
+Scores = dict[str, dict[str, dict[str, list[Any]]]]  # measure -> grade -> "scores", "units"
+REDRAWING_STEPS = 25
+GENERATION = {"num_beams": 1, "max_new_tokens": 6, "do_sample": False}
+
+
+def probe_scores(
+    model: DeemForConditionalGeneration, processor: DeemProcessor, sets: dict[str, list[Scene]], start: Path
+) -> Scores:
+    """Return what linear probes tell of each attribute, by grade."""
+    vectors = tokens_of(model, processor, read_images(start, "labelled")).flatten(1)
+    scenes = sets["labelled"]
+    probes = {one: Probe(vectors, [label(scene, one) for scene in scenes]) for one in (*CAPTIONED, *OMITTED)}
+    found: Scores = {f"probe {one}": {} for one in probes}
+    for name in (name for name in sets if name.startswith("tested")):
+        vectors = tokens_of(model, processor, read_images(start, name)).flatten(1)
+        for attribute, probe in probes.items():
+            labels = [label(scene, attribute) for scene in sets[name]]
+            units = [str(scene.index) for scene, one in zip(sets[name], labels, strict=True) if one is not None]
+            if units:
+                scores = {"scores": probe.scores(vectors, labels), "units": units}
+                found[f"probe {attribute}"][name.removeprefix("tested")] = scores
+    return found
+
+
+def question_rows(folder: Path, scenes: list[Scene], copies: int) -> list[dict[str, Any]]:
+    """Return the training dialogues about labelled images, as the benchmarks ask; each benchmark about equally often.
+
+    Args:
+        copies: rows of each benchmark, repeated where it has fewer.
+    """
+    rows: list[dict[str, Any]] = []
+    read: dict[Any, Image.Image] = {}
+    draws = np.random.default_rng(len(scenes))
+    for name in BENCHMARKS:
+        samples = load_questions(folder / name, name, scenes)
+        chosen = [number for _ in range(copies // len(samples) + 1) for number in draws.permutation(len(samples))]
+        for number in chosen[:copies]:
+            sample = samples[number]
+            request = benchmark_named(name).request(sample, "deem")
+            source = sample.images[0]
+            if source.where not in read:
+                read[source.where] = source.read()[0]
+            image = read[source.where]
+            said = f"{request.answer_begin.strip()} {answer_of(name, sample)}"
+            user = [{**one, "image": image} if one["type"] == "image" else one for one in content(*request.pieces)]
+            messages = [{"role": "user", "content": user}, {"role": "assistant", "content": content(said)}]
+            rows.append({"messages": messages, "mode": "image_to_text", "id": f"{name} {sample.id}"})
+    return rows
+
+
+def answer_scores(
+    model: DeemForConditionalGeneration,
+    processor: DeemProcessor,
+    sets: dict[str, list[Scene]],
+    start: Path,
+    folder: Path,
+    arguments: EvidenceArguments,
+) -> Scores:
+    """Ask all questions of each grade; return what the answers are worth."""
+    found: Scores = {}
+    answerer = Answerer(model, processor, "deem", kept_images=400)
+    for grade in arguments.grades:
+        scenes = sets[f"tested{grade}"][: arguments.num_asked]
+        for name in BENCHMARKS:
+            questions = load_questions(start / "questions" / f"tested{grade}" / name, name, scenes)
+            if not questions:  # the judge got no image wrong
+                continue
+            benchmark, loaded = benchmark_named(name), Loaded(questions, {})
+            job = Job(benchmark, loaded, questions, folder / "answers" / str(grade) / name, "deem", GENERATION)
+            lines = generate(job, answerer, {}, batch_size=100)
+            for measure, (scores, units) in scores_of(name, lines).items():
+                found.setdefault(measure, {})[str(grade)] = {"scores": scores, "units": units}
+    return found
+
+
+def write_redrawn(
+    model: DeemForConditionalGeneration, processor: DeemProcessor, start: Path, folder: Path, grade: int, count: int
+) -> None:
+    """Redraw some tested images from their tokens, with the same noise in every arm."""
+    images = read_images(start, f"tested{grade}")[:count]
+    scheduler = model.image_decoder.make_scheduler("DDIMScheduler")
+    drawn = redraw_images(model, processor, images, seed=1, num_inference_steps=REDRAWING_STEPS, scheduler=scheduler)
+    with whole_file(folder / f"redrawn{grade}.npy") as unfinished, open(unfinished, "wb") as stream:
+        np.save(stream, np.stack([np.asarray(image) for image in drawn]))
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
+    """Train and measure one arm, unless its result is there."""
+    folder, start, arm = arguments.folder(seed, name), arguments.folder(seed, "start"), ARMS[name]
+    if (folder / "result.json").is_file():
+        return
+    torch.set_num_threads(1)
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    folder.mkdir(parents=True)
+    sets, seconds, begun = image_sets(arguments, seed), {}, time.perf_counter()
+
+    def lap(what: str) -> None:
+        nonlocal begun
+        seconds[what], begun = time.perf_counter() - begun, time.perf_counter()
+        print(f"seed {seed} {name}: {what} {seconds[what]:.0f} s", flush=True)
+
+    model = DeemForConditionalGeneration.from_pretrained(start / "model")
+    processor = AutoProcessor.from_pretrained(start / "model")
+    images, latents = read_images(start, "train"), torch.load(start / "latents.pt")
+    captions = [scene.caption("coarse") for scene in sets["train"]]
+    rows = caption_rows(captions, images, arm.draws)
+    lap("load")
+    log = train_arm(model, processor, arm, rows, latents, arguments, folder / "run", seed)
+    peak = peak_megabytes()
+    lap("train")
+    scores = probe_scores(model, processor, sets, start)
+    lap("probe")
+    tokens = tokens_of(model, processor, images)
+    count = (arguments.redraw_steps, arguments.batch_size, seed)
+    redrawing = train_redrawing(model, tokens, latents, *count)
+    for grade in sorted({0, min(2, max(arguments.grades))} & set(arguments.grades)):
+        write_redrawn(model, processor, start, folder, grade, arguments.num_redrawn)
+    lap("redraw")
+    copies = max(1, arguments.answer_steps * arguments.batch_size // len(BENCHMARKS))
+    rows = question_rows(start / "questions" / "labelled", sets["labelled"], copies)
+    answer_log = train_answers(model, processor, rows, arguments, folder / "run", seed)
+    lap("tune")
+    scores |= answer_scores(model, processor, sets, start, folder, arguments)
+    lap("ask")
+    result = {"seed": seed, "arm": name, "scores": scores, "redrawing_loss": redrawing, "seconds": seconds}
+    result |= {"peak_megabytes": peak, "log": log, "answer_log": answer_log}
+    write_whole(folder / "result.json", json.dumps(result))

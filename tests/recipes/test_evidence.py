@@ -1,0 +1,202 @@
+# Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
+"""recipes/evidence.py: the whole experiment in miniature, what it goes on with, its controls, and its sentences."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from family_fixtures import save_diffusion
+from transformers import AutoProcessor, set_seed
+
+from modeling_deem import DeemForConditionalGeneration
+from recipes import evidence
+from recipes.parts import PartsArguments, make_parts
+from recipes.study.arm_run import run_arm
+from recipes.study.probes import Probe
+from recipes.study.questions import PAIRED, variant
+from recipes.study.report import headline, write_report
+from recipes.study.settings import ARMS, EvidenceArguments
+from recipes.study.start import make_start
+from recipes.study.summary import difference, said_of
+from recipes.study.training import ArmCollator, ArmTrainer, caption_rows, freeze, training_arguments
+from recipes.synthetic.scenes import World
+
+TINY = {"num_images": 16, "num_labelled": 12, "num_tested": 8, "num_asked": 2, "vision_steps": 1, "steps": 2}
+TINY |= {"batch_size": 4, "answer_steps": 1, "redraw_steps": 1, "num_redrawn": 1, "grades": [0, 2], "seeds": [0]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> EvidenceArguments:
+    """Two arms and the control, of a few steps each."""
+    out = tmp_path_factory.mktemp("evidence")
+    arguments = EvidenceArguments(out=str(out), parts=str(out / "parts"), **TINY)
+    counts = {"num_texts": 40, "num_held_out": 8, "steps_scale": 0.001}
+    make_parts(PartsArguments(out=arguments.parts, only=["text"], **counts))
+    save_diffusion(out / "parts" / "diffusion")
+    arguments.check_same()
+    make_start(arguments, 0)
+    for arm in arguments.arms:
+        run_arm(arguments, 0, arm)
+    return arguments
+
+
+def test_the_whole_experiment_in_miniature(run):
+    summary = write_report(run)
+    page = (run.folder(0).parent / "evidence.html").read_text()
+    assert all(
+        word in page for word in ("Grade 0", "Grade 2", "consistency - exchanged", "Cost", "What the tokens hold")
+    )
+    kept = json.loads((run.folder(0).parent / "evidence.json").read_text())
+    assert kept["arms"] == ["text", "consistency", "exchanged"] and kept["table"].keys() == {"0", "2"}
+    row = kept["table"]["0"]["probe color"]
+    assert row["arms"]["text"]["count"] == 8 and set(row["differences"]) >= {"consistency - text"}
+    assert {"probe kind", "open color", "pope adversarial", "mmvp pairs"} <= kept["table"]["0"].keys()
+    assert "probe background" not in kept["table"]["2"]  # never labelled, so there is no right answer
+    assert kept["cost"]["consistency"]["peak MB"] > 100 and "probe color" in headline(summary)
+
+
+def test_arms_of_a_seed_begin_alike_and_a_finished_one_is_kept(run):
+    logs = [json.loads((run.folder(0, arm) / "result.json").read_text())["log"] for arm in run.arms]
+    first = [next(row["text_loss"] for row in log if "text_loss" in row) for log in logs]
+    assert first[0] == first[1] == first[2]
+    feedback = [next(row["consistency_loss"] for row in log if "consistency_loss" in row) for log in logs[1:]]
+    assert feedback[0] != feedback[1]
+    file = run.folder(0, "text") / "result.json"
+    before = file.stat().st_mtime_ns
+    run_arm(run, 0, "text")
+    assert file.stat().st_mtime_ns == before and evidence.is_done(run)
+
+
+def test_a_killed_run_goes_on_and_other_settings_are_refused(run, tmp_path):
+    again = EvidenceArguments(out=str(tmp_path / "again"), parts=run.parts, **TINY)
+    shutil.copytree(run.out, again.out)
+    (again.folder(0, "text") / "result.json").unlink()
+    (again.folder(0, "text") / "answers" / "0" / "pope" / "predictions.jsonl").write_text("{half a line")
+    assert not evidence.is_done(again)
+    run_arm(again, 0, "text")
+    results = [json.loads((one.folder(0, "text") / "result.json").read_text())["scores"] for one in (run, again)]
+    assert results[0] == results[1]  # the same figures: everything is drawn from the seed
+    with pytest.raises(ValueError, match="steps 2, now 3.*another --out"):
+        EvidenceArguments(out=again.out, parts=run.parts, **TINY | {"steps": 3}).check_same()
+
+
+def test_the_control_rolls_the_targets_and_nothing_else(run):
+    start = run.folder(0, "start")
+    processor, latents = AutoProcessor.from_pretrained(start / "model"), torch.load(start / "latents.pt")
+    images = [World().scene(index).image for index in range(4)]
+    rows = caption_rows(["a circle"] * 4, images, draws=False)
+    own, other = (ArmCollator(processor, latents, exchanged)(rows) for exchanged in (False, True))
+    assert torch.equal(own["target_latents"], latents[:4])
+    assert torch.equal(other["target_latents"], latents[[3, 0, 1, 2]])
+    assert all(
+        torch.equal(own[name], other[name]) for name in own if torch.is_tensor(own[name]) and "target" not in name
+    )
+
+
+@pytest.mark.parametrize("name", ["pixels", "contrastive", "leak", "confounded_a", "confounded_b", "anchor"])
+def test_what_every_other_arm_trains(run, name, tmp_path):
+    """The gradient reaches the encoder exactly where the arm says so."""
+    arm, start = ARMS[name], run.folder(0, "start")
+    model = DeemForConditionalGeneration.from_pretrained(start / "model")
+    processor, latents = AutoProcessor.from_pretrained(start / "model"), torch.load(start / "latents.pt")
+    rows = caption_rows(["a circle"] * 4, [World().scene(index).image for index in range(4)], arm.draws)
+    model.config.consistency_loss_weight = 5.0 if arm.objective == "denoise" else 0.0
+    model.config.image_loss_weight = 5.0 if arm.draws else 0.0
+    freeze(model, arm.freeze)
+    set_seed(0)
+    trainer = ArmTrainer(
+        model=model,
+        args=training_arguments(run, tmp_path, 0, 2),
+        data_collator=ArmCollator(processor, latents, arm.exchanged),
+        train_dataset=rows,
+        arm=arm,
+        weight=5.0,
+        teacher=tmp_path,
+    )
+    before = [value.clone() for value in model.model.vision_tower.encoder.parameters()]
+    denoiser = [value.clone() for value in model.image_decoder.denoiser.parameters()]
+    trainer.train()
+    moved = any(
+        not torch.equal(a, b) for a, b in zip(before, model.model.vision_tower.encoder.parameters(), strict=True)
+    )
+    assert moved == (name != "confounded_a")
+    drew = any(not torch.equal(a, b) for a, b in zip(denoiser, model.image_decoder.denoiser.parameters(), strict=True))
+    assert drew == (name == "confounded_a")
+
+
+def test_probes_find_what_is_there_and_nothing_else():
+    draws = torch.Generator().manual_seed(0)
+    vectors = torch.randn(400, 100, generator=draws)
+    told = ["red" if row[7] > 0 else "blue" for row in vectors]
+    noise = ["red" if value > 0 else "blue" for value in torch.randn(400, generator=draws)]
+    assert np.mean(Probe(vectors[:200], told[:200]).scores(vectors[200:], told[200:])) > 0.7
+    assert 0.4 < np.mean(Probe(vectors[:200], noise[:200]).scores(vectors[200:], noise[200:])) < 0.6
+    some = [None if index % 2 else one for index, one in enumerate(told)]
+    assert len(Probe(vectors, some).scores(vectors, some)) == 200
+
+
+@pytest.mark.parametrize("attribute", PAIRED)
+def test_pairs_differ_in_one_attribute_and_in_nothing_else(attribute):
+    made = 0
+    for index in range(20):
+        scene = World(max_objects=3).scene(index)
+        if (other := variant(scene, attribute)) is None:
+            continue
+        made += 1
+        names = ("kind", "color", "size", "orientation", "position")
+        odd = [name for name in names if getattr(scene.main, name) != getattr(other.main, name)]
+        assert odd == [attribute] and scene.objects[1:] == other.objects[1:]
+        assert np.any(np.asarray(scene.image) != np.asarray(other.image))
+    assert made > 8
+
+
+def results_of(**shares: float) -> dict:
+    """Results of three seeds, of 40 items each, with a share of right answers per arm."""
+    made: dict = {}
+    for arm, share in shares.items():
+        for seed in range(3):
+            right = round(40 * share) + seed
+            entry = {"scores": [1.0] * right + [0.0] * (40 - right), "units": [str(index) for index in range(40)]}
+            made.setdefault(arm, {})[seed] = {"scores": {"probe color": {"0": entry}}}
+    return made
+
+
+def test_differences_are_paired_and_clustered_by_seed():
+    found = difference(results_of(consistency=0.8, text=0.5), "consistency", "text", ["probe color"], "0", True)
+    assert found["value"] == pytest.approx(0.3) and found["seeds"] == {seed: pytest.approx(0.3) for seed in range(3)}
+    assert found["high"] - found["low"] < 1e-6 and found["p_value"] < 1e-6  # every seed gains the same
+    with pytest.raises(ValueError, match="different things"):
+        other = results_of(consistency=0.8, text=0.5)
+        other["text"][0]["scores"]["probe color"]["0"]["units"][0] = "another"
+        difference(other, "consistency", "text", ["probe color"], "0", False)
+
+
+def test_what_the_control_has_too_is_not_claimed():
+    gain = {"value": 0.3, "low": 0.2, "high": 0.4}
+    rows = {"differences": {"consistency - text": gain, "consistency - exchanged": gain}}
+    table = {"0": {"probes of what captions omit": rows}}
+    assert said_of({"table": table})[0][0] == "holds"
+    rows["differences"]["consistency - exchanged"] = {"value": 0.01, "low": -0.1, "high": 0.1}
+    assert said_of({"table": table})[0][0] == "open" and "own is not shown" in said_of({"table": table})[0][1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"arms": ["textual"]}, "textual: no such arm.*consistency"),
+        ({"grades": [1, 2]}, "lack 0"),
+        ({"grades": [0, 7]}, "0 to 4"),
+        ({"seeds": [1, 1]}, "different numbers"),
+        ({"num_images": 8}, "no batch"),
+    ],
+)
+def test_bad_options(given, message):
+    with pytest.raises(ValueError, match=message):
+        EvidenceArguments(**given)
+
+
+def test_the_shipped_configuration_is_the_default():
+    assert evidence.parse([]) == EvidenceArguments()
+    assert evidence.parse(["--full", "--seeds", "3", "4"]).arms == list(ARMS)
