@@ -5,6 +5,7 @@
     python recipes/generate.py --images a.png                                   # a description of the image
     python recipes/generate.py --images a.png --reconstruct                     # and what the encoder sees
     python recipes/generate.py --text "a red circle" --draw --no_answer --num_inference_steps 50
+    python recipes/generate.py --images a.png --text "what color is it?" --adapt 5  # after learning from redrawing a.png
     python recipes/generate.py --config my_generation.yaml --seed 1             # any option from a file
 
 Writes `answers.jsonl` (one line per text), `drawn_<i>.png` and `reconstruction_<i>_<name>.png`. The tasks themselves lie
@@ -15,11 +16,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
 from recipes.generation.checkpoint import DRAWING_STEPS, load_for_inference, make_scheduler
 from recipes.generation.prompt import make_prompt
-from recipes.generation.tasks import draw_images, redraw_images, write_text
+from recipes.generation.tasks import adapting, draw_images, redraw_images, write_text
 from recipes.prompts import PROMPTS
 from recipes.whole_files import check_writable
 
@@ -64,22 +66,41 @@ class GenerateArguments:
         default=None,
         metadata={"help": "Class name of a diffusers scheduler; DDIM, or the model's own for flow matching."},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the noise that drawing starts from."})
+    adapt: int = field(
+        default=0,
+        metadata={"help": "Steps on the feedback of the very images before all tasks; the checkpoint stays as it is."},
+    )
+    adapt_learning_rate: float = field(default=4e-6, metadata={"help": "Of these steps, in the vision tower."})
+    seed: int = field(default=0, metadata={"help": "Seed of the noise that drawing and adapting start from."})
 
 
 def main(arguments: GenerateArguments) -> None:
     """Do the tasks asked for and write their files."""
     if not arguments.images and not arguments.text:
         raise ValueError('Nothing to work on: give --images FILE ..., --text "..." or both.')
-    if arguments.reconstruct and not arguments.images:
-        raise ValueError("--reconstruct redraws images, but none was given: add --images FILE ...")
-    images, texts = arguments.images, arguments.text or [""]
+    for asked, name in ((arguments.reconstruct, "--reconstruct redraws"), (arguments.adapt, "--adapt learns from")):
+        if asked and not arguments.images:
+            raise ValueError(f"{name} images, but none was given: add --images FILE ...")
+    if arguments.adapt < 0 or arguments.adapt_learning_rate <= 0:
+        raise ValueError(
+            f"--adapt {arguments.adapt} --adapt_learning_rate {arguments.adapt_learning_rate}: expected 0 or more steps, at "
+            "a rate above 0."
+        )
     model, processor = load_for_inference(arguments.model)
+    out = Path(arguments.out)
+    check_writable(out)
+    options = (arguments.adapt, arguments.adapt_learning_rate, arguments.seed)
+    with adapting(model, processor, arguments.images, *options):
+        do_tasks(arguments, model, processor, out)
+    print(f"written to {out}")
+
+
+def do_tasks(arguments: GenerateArguments, model: PreTrainedModel, processor: ProcessorMixin, out: Path) -> None:
+    """Write text, draw and redraw, as asked for, into a folder."""
+    images, texts = arguments.images, arguments.text or [""]
     scheduler = make_scheduler(model, arguments.scheduler)
     sampling = {"num_inference_steps": arguments.num_inference_steps, "scheduler": scheduler, "seed": arguments.seed}
     rows = [images] * len(texts)
-    out = Path(arguments.out)
-    check_writable(out)
 
     if arguments.answer:
         prompts = [make_prompt(processor, arguments.template, text, len(images)) for text in texts]
@@ -98,7 +119,6 @@ def main(arguments: GenerateArguments) -> None:
     if arguments.reconstruct:
         for index, image in enumerate(redraw_images(model, processor, images, **sampling)):
             image.save(out / f"reconstruction_{index}_{Path(images[index]).stem}.png")
-    print(f"written to {out}")
 
 
 if __name__ == "__main__":

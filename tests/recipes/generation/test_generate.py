@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deem_fixtures import SIDE, tiny_model
+import torch
+from deem_fixtures import SIDE, tensors_of, tiny_model
 from PIL import Image
 from trl import TrlParser
 
@@ -17,7 +18,7 @@ from processing import DeemProcessor
 from recipes import generate
 from recipes.generation.checkpoint import make_scheduler
 from recipes.generation.prompt import make_prompt
-from recipes.generation.tasks import draw_images, write_text
+from recipes.generation.tasks import adapting, draw_images, write_text
 from recipes.synthetic.scenes import World
 
 
@@ -101,6 +102,32 @@ def test_results_do_not_depend_on_the_batch(
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1  # rounding to 8 bits
 
 
+def test_adapting_to_the_images_at_hand(
+    checkpoint: Path, image_files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What is said and redrawn is that of a model that has learned, which afterwards is bit for bit what it was."""
+    given = {"images": image_files, "text": ["what is it?"], "reconstruct": True}
+    for name, adapt in (("plain", 0), ("adapted", 3)):
+        generate.main(options(checkpoint, tmp_path / name, **given, adapt=adapt, adapt_learning_rate=0.01))
+    before, after = map(float, capsys.readouterr().out.split("error of redrawing ")[1].split("\n")[0].split(" -> "))
+    assert after < before
+    for file in (tmp_path / "plain").glob("*.png"):
+        assert file.read_bytes() != (tmp_path / "adapted" / file.name).read_bytes()
+    assert len(list((tmp_path / "adapted").glob("*.png"))) == 2 and (tmp_path / "adapted/answers.jsonl").is_file()
+
+
+def test_adapting_leaves_the_weights_as_they_were(
+    model: DeemForConditionalGeneration, tiny_processor: DeemProcessor, image_files: list[str]
+) -> None:
+    before = {name: value.clone() for name, value in tensors_of(model).items()}
+    prompts = [make_prompt(tiny_processor, "chat", "a", 2)]
+    with adapting(model, tiny_processor, image_files, 2, 0.01) as adapted:
+        write_text(adapted, tiny_processor, prompts, [image_files], max_new_tokens=2)
+        changed = {name for name, value in tensors_of(adapted).items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("model.vision_tower.") for name in changed)
+    assert all(torch.equal(value, before[name]) for name, value in tensors_of(model).items())
+
+
 def test_text_may_place_its_images(tiny_processor: DeemProcessor) -> None:
     placed = make_prompt(tiny_processor, "chat", "first <image> then <image>", 2)
     assert placed.count("<image>") == 2 and "first <image> then <image>" in placed
@@ -123,6 +150,11 @@ def test_bad_input_is_named(checkpoint: Path, image_files: list[str], tmp_path: 
         run()
     with pytest.raises(ValueError, match="--reconstruct redraws images"):
         run(text=["a"], reconstruct=True)
+    with pytest.raises(ValueError, match="--adapt learns from images"):
+        run(text=["a"], adapt=1)
+    for wrong in ({"adapt": -1}, {"adapt": 1, "adapt_learning_rate": 0.0}):
+        with pytest.raises(ValueError, match="expected 0 or more steps, at a rate above 0"):
+            run(images=image_files, **wrong)
     with pytest.raises(ValueError, match="absent.png"):
         run(images=[str(tmp_path / "absent.png")])
     (tmp_path / "broken.png").write_bytes(b"no image")
