@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Small real parts for the tests: a byte-level tokenizer and a processor for 64-pixel pictures. No network."""
 
+import gc
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a thread per tensor costs more than tiny tensors
 
 import pytest
 import torch
@@ -19,6 +21,12 @@ from processing import DeemProcessor
 
 # transformers compiles a pattern per tensor that it loads or saves; a tiny model has over 700 tensors, and Python keeps 512.
 re._MAXCACHE = 8192  # type: ignore[attr-defined]
+
+
+def pytest_collection_finish() -> None:
+    """Libraries stay: Trainer collects garbage in every run, and need not look through them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -66,7 +66,7 @@ def train(world: Path, processor_folder: str, out: str, kill: tuple[str, int], w
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        max_steps=9,
+        max_steps=7,
         save_steps=2,
         save_total_limit=2,
         logging_steps=1,

@@ -121,8 +121,9 @@ def main(folder: Path) -> None:
     halves = [half for step in range(NUM_STEPS + MIXED) for half in micro_batches(step)[1]]
     curves = {}
     for name in ("ddp", "fsdp2"):
-        options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
+        options: dict[str, Any] = {}
         if name == "fsdp2":
+            options |= {"save_strategy": "steps", "save_steps": 4}
             options |= {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": True}}
         trainer = train(folder / name, halves, **options)
         curves[name] = history(trainer)

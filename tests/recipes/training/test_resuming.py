@@ -139,19 +139,19 @@ def test_every_micro_batch_has_one_mode(world, tiny_processor, tmp_path, workers
         }
 
     whole_set = dataset()
-    whole = consume(whole_set, 80, workers, 3, modes)  # several passes over the chats
+    whole = consume(whole_set, 48, workers, 3, modes)  # several passes over the chats
     assert {batch["mode"] for batch in whole} == {"interleaved", "image_to_text", "text_to_image"}
     mixed = [len({"tar" in name for name in batch["ids"]}) > 1 for batch in whole]
     assert any(mixed) == (mixing == "sample")
     held = 0
-    for at in range(4, 76, 18):
+    for at in (4, 22, 40):
         cut, resumed = dataset(), dataset()
         assert consume(cut, at, workers, 3, modes) == whole[:at]
         state = cut.state_dict(workers)
         held += sum(len(stream["held"]) for stream in state["states"].values())
         torch.save(state, tmp_path / "position.pt")
         resumed.load_state_dict(torch.load(tmp_path / "position.pt", weights_only=True))
-        assert consume(resumed, 80 - at, workers, 3, modes) == whole[at:]
+        assert consume(resumed, 48 - at, workers, 3, modes) == whole[at:]
         assert resumed.report.to_dict() == whole_set.report.to_dict()
     assert (held > 0) == (mixing == "sample" or workers == 0)
 
@@ -310,7 +310,7 @@ def test_three_sigkills_leave_ids_and_losses_as_they_were(world, tiny_processor,
     tiny_processor.save_pretrained(tmp_path / "processor")
     seed = random.SystemRandom().randrange(10**6)
     chance = random.Random(seed)
-    kills = [("step", chance.randrange(1, 4)), ("save", chance.choice([4, 6])), ("step", chance.randrange(7, 9))]
+    kills = [("step", chance.randrange(1, 4)), ("save", 4), ("step", chance.randrange(4, 7))]
     runs = [{"out": str(tmp_path / "killed"), "kill": kill, "workers": 2} for kill in kills]
     runs += [{"out": str(tmp_path / name), "workers": 2} for name in ("killed", "whole")]
     settings = {"world": str(world), "processor": str(tmp_path / "processor"), "runs": runs}
@@ -332,11 +332,11 @@ def test_three_sigkills_leave_ids_and_losses_as_they_were(world, tiny_processor,
             assert seen.setdefault(row["step"], row["ids"]) == row["ids"], f"step {row['step']}, seed {seed}"
         return seen
 
-    assert ids("killed") == ids("whole") and list(ids("whole")) == list(range(9))
+    assert ids("killed") == ids("whole") and list(ids("whole")) == list(range(7))
 
     def history(name: str) -> list[dict]:
         log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
-        return [{k: v for k, v in row.items() if k not in ("step_seconds", "peak_memory_gb")} for row in log[:9]]
+        return [{k: v for k, v in row.items() if k not in ("step_seconds", "peak_memory_gb")} for row in log[:7]]
 
     assert history("killed") == history("whole") and all("image_loss" in row for row in history("whole"))
     reports = [json.loads((tmp_path / name / "data_report.json").read_text()) for name in ("killed", "whole")]
