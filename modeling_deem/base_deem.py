@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .attention_deem import DeemFeatureSynchronizer, DeemImageAttention
 from .configuration_deem import DeemConfig
-from .denoiser_deem import DeemFusionBlock
+from .fusion_deem import DeemFusionBlock
 from .perceiver_deem import DeemPerceiver
 from .vision_deem import DeemVisionTower, has_attention
 

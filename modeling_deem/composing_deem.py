@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 from transformers import (
     AutoModel,
@@ -42,7 +42,7 @@ def diffusers_config(module) -> dict[str, Any]:
     return {**config, "_class_name": type(module).__name__}
 
 
-def empty_prompt(pipeline: DiffusionPipeline, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def empty_prompt(pipeline: "diffusers.DiffusionPipeline", num_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a pipeline's text encoders say of the empty prompt.
 
     Where the denoiser attends to all tokens, their first `num_tokens`. Where padding is masked (PixArt, Sana), the tokens
@@ -98,7 +98,7 @@ def encoder_image_size(vision: str) -> int:
     raise ValueError(f"The image processor of {vision} names no size: {settings}. Give image_size.")
 
 
-class _PartOfPipeline(ConfigMixin):
+class _PartOfPipeline(diffusers.ConfigMixin):
     """Reads the configs of parts; diffusers' AutoModel, once it has loaded one, reads the pipeline's instead."""
 
     config_name = "config.json"
@@ -106,7 +106,7 @@ class _PartOfPipeline(ConfigMixin):
 
 def drawn_size(diffusion: str) -> int:
     """Side of the images, in pixels, that a diffusers pipeline folder draws."""
-    denoiser = "transformer" if "transformer" in DiffusionPipeline.load_config(diffusion) else "unet"
+    denoiser = "transformer" if "transformer" in diffusers.DiffusionPipeline.load_config(diffusion) else "unet"
     configs = {name: _PartOfPipeline.load_config(diffusion, subfolder=name) for name in (denoiser, "vae")}
     return DeemImageDecoderConfig(denoiser=configs[denoiser], vae=configs["vae"]).target_size
 
@@ -135,7 +135,7 @@ def joint_sizes(width: int) -> dict[str, Any]:
 def compose_config(
     encoder: PreTrainedModel,
     language_model: PreTrainedModel,
-    pipeline: DiffusionPipeline,
+    pipeline: "diffusers.DiffusionPipeline",
     tokenizer: PreTrainedTokenizerBase,
     image_size: int,
     num_image_tokens: int,
@@ -209,7 +209,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
+def denoiser_of(pipeline: "diffusers.DiffusionPipeline") -> nn.Module:
     return getattr(pipeline, "transformer", None) or pipeline.unet
 
 
@@ -241,7 +241,7 @@ def text_weights(language_model: PreTrainedModel, config: DeemConfig, new: torch
     return state
 
 
-def diffusion_weights(pipeline: DiffusionPipeline, num_tokens: int) -> dict[str, torch.Tensor]:
+def diffusion_weights(pipeline: "diffusers.DiffusionPipeline", num_tokens: int) -> dict[str, torch.Tensor]:
     """Denoiser and VAE under their new names, and the empty prompt as the null condition of `num_tokens` tokens."""
     state = {}
     for part, module in {"denoiser": denoiser_of(pipeline), "vae": pipeline.vae}.items():
@@ -313,7 +313,7 @@ class ComposeMixin:
         encoder = load_encoder(vision)
         language_model = AutoModelForCausalLM.from_pretrained(text)
         layer_shape(language_model.config)  # raises for families that do not fit
-        pipeline = DiffusionPipeline.from_pretrained(diffusion)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(diffusion)
         known = AutoTokenizer.from_pretrained(text)
         tokenizer = add_tokens(AutoTokenizer.from_pretrained(text)) if tokenizer is None else tokenizer
         sizes = (image_size or encoder_image_size(vision), num_image_tokens)

@@ -12,7 +12,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from .base_deem import DeemPreTrainedModel, mark_upstream
-from .denoiser_deem import build_denoiser
 from .image_states_deem import DeemImageStates
 from .scheduling_deem import add_noise, build_scheduler, exchange_scheduler
 
@@ -28,6 +27,8 @@ class DeemDiffusionModel(DeemPreTrainedModel):
     """
 
     def __init__(self, config):
+        from .denoiser_deem import build_denoiser  # diffusers' denoisers are slow to import, and only needed here
+
         super().__init__(config)
         self.denoiser, self.vae = build_denoiser(config.denoiser), None
         mark_upstream(self.denoiser)

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoModel as DiffusersModel
-from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from transformers.utils import ModelOutput
@@ -126,10 +125,10 @@ class DeemFeedback(DeemDiffusionModel):
         Raises:
             ValueError: the model has no door for encoded images, or a part does not fit.
         """
-        whole = DiffusionPipeline.load_config(diffusion)
+        whole = diffusers.DiffusionPipeline.load_config(diffusion)
         name = "transformer" if "transformer" in whole else "unet"
-        denoiser, vae = (DiffusersModel.from_pretrained(diffusion, subfolder=part) for part in (name, "vae"))
-        scheduler = DiffusionPipeline.load_config(diffusion, subfolder="scheduler")
+        denoiser, vae = (diffusers.AutoModel.from_pretrained(diffusion, subfolder=part) for part in (name, "vae"))
+        scheduler = diffusers.DiffusionPipeline.load_config(diffusion, subfolder="scheduler")
         fields = {
             "denoiser": diffusers_config(denoiser),
             "vae": diffusers_config(vae),
@@ -164,7 +163,7 @@ class DeemFeedback(DeemDiffusionModel):
         factor = fields.get("pixel_unshuffle", DeemFeedbackConfig.pixel_unshuffle)
         channels = 3 * factor**2
         if vae is not None:
-            encoder = DiffusersModel.from_pretrained(vae, subfolder="vae")
+            encoder = diffusers.AutoModel.from_pretrained(vae, subfolder="vae")
             fields["vae"], channels = diffusers_config(encoder), encoder.config.latent_channels
             widths = fields["vae"].get("block_out_channels") or fields["vae"]["encoder_block_out_channels"]
             factor = 2 ** (len(widths) - 1)

@@ -17,8 +17,8 @@ from torch import nn
 
 from .attention_deem import parameter_of
 from .configuration_deem import DeemImageDecoderConfig
-from .denoiser_deem import DeemFeatureFusion
 from .diffusion_deem import DeemDiffusionModel
+from .fusion_deem import DeemFeatureFusion
 from .image_states_deem import DeemImageStates, is_supervised, no_features, own_features
 from .losses_deem import region_mean, supervised_mean
 from .perceiver_deem import DeemPerceiver
