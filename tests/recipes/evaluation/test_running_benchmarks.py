@@ -89,8 +89,9 @@ def test_two_processes_give_each_id_once_and_the_same_answers(data: Path, whole:
     begun = lines_of(whole / "pope")[:3]  # what a run of one process had left
     shutil.copy(whole / "pope" / "manifest.json", tmp_path / "pope")
     (tmp_path / "pope" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in begun))
+    fresh = multiprocessing.get_context("spawn")  # forked from a process with threads, ranks may wait for ever
     ranks = [
-        FORK.Process(target=_one_of_two, args=(rank, port, checkpoint("deem"), tmp_path, data)) for rank in (0, 1)
+        fresh.Process(target=_one_of_two, args=(rank, port, checkpoint("deem"), tmp_path, data)) for rank in (0, 1)
     ]
     for process in ranks:
         process.start()
