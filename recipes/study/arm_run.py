@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """One arm of one seed, from the common start to its figures; `result.json` is written last and whole.
 
+seed<k>/<arm>/model/, trained.json                              the arm's model, and how it was trained
 seed<k>/<arm>/answers/<grade>/<benchmark>/predictions.jsonl     what it said to each question
 seed<k>/<arm>/redrawn<grade>.npy                                uint8 (N, 64, 64, 3), from its tokens at fixed noise
 seed<k>/<arm>/result.json                                       scores of each measure and grade, times, memory
@@ -132,8 +133,8 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
     if (folder / "result.json").is_file():
         return
     torch.set_num_threads(1)
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    folder.mkdir(parents=True)
+    shutil.rmtree(folder / "answers", ignore_errors=True)  # what a killed run left
+    folder.mkdir(parents=True, exist_ok=True)
     sets, seconds, begun = image_sets(arguments, seed), {}, time.perf_counter()
 
     def lap(what: str) -> None:
@@ -141,15 +142,21 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
         seconds[what], begun = time.perf_counter() - begun, time.perf_counter()
         print(f"seed {seed} {name}: {what} {seconds[what]:.0f} s", flush=True)
 
-    model = DeemForConditionalGeneration.from_pretrained(start / "model")
+    kept = folder / "trained.json"  # the model behind the training, from which a killed run goes on
+    model = DeemForConditionalGeneration.from_pretrained(folder / "model" if kept.is_file() else start / "model")
     processor = AutoProcessor.from_pretrained(start / "model")
     images, latents = read_images(start, "train"), torch.load(start / "latents.pt")
     captions = [scene.caption("coarse") for scene in sets["train"]]
     rows = caption_rows(captions, images, arm.draws)
     lap("load")
-    log = train_arm(model, processor, arm, rows, latents, arguments, folder / "run", seed)
-    peak = peak_megabytes()
-    lap("train")
+    if not kept.is_file():
+        trained = {"log": train_arm(model, processor, arm, rows, latents, arguments, folder / "run", seed)}
+        lap("train")
+        trained |= {"seconds": dict(seconds), "peak_megabytes": peak_megabytes()}
+        model.save_pretrained(folder / "model")
+        write_whole(kept, json.dumps(trained))
+    trained = json.loads(kept.read_text(encoding="utf-8"))
+    seconds |= trained["seconds"]
     scores = probe_scores(model, processor, sets, start)
     lap("probe")
     tokens = tokens_of(model, processor, images)
@@ -165,5 +172,5 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
     scores |= answer_scores(model, processor, sets, start, folder, arguments)
     lap("ask")
     result = {"seed": seed, "arm": name, "scores": scores, "redrawing_loss": redrawing, "seconds": seconds}
-    result |= {"peak_megabytes": peak, "log": log, "answer_log": answer_log}
+    result |= {"peak_megabytes": trained["peak_megabytes"], "log": trained["log"], "answer_log": answer_log}
     write_whole(folder / "result.json", json.dumps(result))

@@ -193,6 +193,8 @@ def train_arm(
     )
     trainer.train()
     model.eval()
+    if hasattr(model, "study_head"):
+        del model.study_head
     return trainer.state.log_history
 
 
