@@ -73,7 +73,6 @@ class EvidenceArguments:
     arms: list[str] = field(default_factory=lambda: list(HEADLINE), metadata={"help": f"Of {', '.join(ARMS)}."})
     full: bool = field(default=False, metadata={"help": "All arms."})
     processes: int = field(default=2, metadata={"help": "At once, of one thread each."})
-    photos: str | None = field(default=None, metadata={"help": "Folder of tars of labelled photographs to try too."})
     num_images: int = field(default=2400, metadata={"help": "Images to train on, of each seed."})
     vision_steps: int = field(
         default=800, metadata={"help": "Steps of the encoder against coarse captions, before all."}
@@ -128,7 +127,7 @@ class EvidenceArguments:
 
     def fixed(self) -> dict[str, Any]:
         """What decides the figures; results made with other values cannot stand beside each other."""
-        free = ("out", "parts", "seeds", "arms", "full", "processes", "photos", "job")
+        free = ("out", "parts", "seeds", "arms", "full", "processes", "job")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def check_same(self) -> None:

@@ -198,6 +198,11 @@ def _judged(
     measure: str, grade: str, hoped: float, gain: dict[str, Any], own: dict[str, Any] | None
 ) -> tuple[str, str]:
     text = f"{measure}, grade {grade}: feedback less text alone {points(gain)} (hoped for: {100 * hoped:+.0f})"
+    if gain["low"] == gain["high"] == 0:
+        return (
+            "open",
+            f"{text}. Every single answer is worth the same in both: look whether anything was learned at all.",
+        )
     if own is None:
         return ("open", f"{text}; without the control nothing is known of whose gain it is.")
     text += f"; less exchanged targets {points(own)}"

@@ -180,6 +180,8 @@ def test_what_the_control_has_too_is_not_claimed():
     assert said_of({"table": table})[0][0] == "holds"
     rows["differences"]["consistency - exchanged"] = {"value": 0.01, "low": -0.1, "high": 0.1}
     assert said_of({"table": table})[0][0] == "open" and "own is not shown" in said_of({"table": table})[0][1]
+    rows["differences"]["consistency - text"] = {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert said_of({"table": table})[0][0] == "open" and "learned at all" in said_of({"table": table})[0][1]
 
 
 @pytest.mark.parametrize(
