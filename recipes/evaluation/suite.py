@@ -60,7 +60,9 @@ class SuiteArguments:
             "model of transformers, or module:function."
         },
     )
-    drawings_per_caption: int = field(default=1, metadata={"help": "Drawings of a caption, of which --rank_by keeps one."})
+    drawings_per_caption: int = field(
+        default=1, metadata={"help": "Drawings of a caption, of which --rank_by keeps one."}
+    )
     rank_by: str | None = field(default=None, metadata={"help": "Two-tower model that chooses among drawings."})
     num_inference_steps: int = field(
         default=DRAWING_STEPS,

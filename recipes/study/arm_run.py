@@ -17,22 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoProcessor
 
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
-from recipes.data.samples import content
 from recipes.evaluation.answering import Answerer
 from recipes.evaluation.benchmark import Loaded
 from recipes.evaluation.benchmarks import benchmark_named
 from recipes.evaluation.running import Job, generate
 from recipes.generation.tasks import redraw_images
+from recipes.study.dialogues import dialogue_rows
 from recipes.study.probes import CAPTIONED, OMITTED, Probe, label, tokens_of
-from recipes.study.questions import BENCHMARKS, answer_of, load_questions, scores_of
+from recipes.study.questions import BENCHMARKS, load_questions, scores_of
 from recipes.study.settings import ARMS, EvidenceArguments
 from recipes.study.start import image_sets, read_images
-from recipes.study.training import caption_rows, train_answers, train_arm, train_redrawing
+from recipes.study.training import caption_rows, renew_projector, train_answers, train_arm, train_redrawing
 from recipes.synthetic.scenes import Scene
 from recipes.whole_files import whole_file, write_whole
 
@@ -58,32 +57,6 @@ def probe_scores(
                 scores = {"scores": probe.scores(vectors, labels), "units": units}
                 found[f"probe {attribute}"][name.removeprefix("tested")] = scores
     return found
-
-
-def question_rows(folder: Path, scenes: list[Scene], copies: int) -> list[dict[str, Any]]:
-    """Return the training dialogues about labelled images, as the benchmarks ask; each benchmark about equally often.
-
-    Args:
-        copies: rows of each benchmark, repeated where it has fewer.
-    """
-    rows: list[dict[str, Any]] = []
-    read: dict[Any, Image.Image] = {}
-    draws = np.random.default_rng(len(scenes))
-    for name in BENCHMARKS:
-        samples = load_questions(folder / name, name, scenes)
-        chosen = [number for _ in range(copies // len(samples) + 1) for number in draws.permutation(len(samples))]
-        for number in chosen[:copies]:
-            sample = samples[number]
-            request = benchmark_named(name).request(sample, "deem")
-            source = sample.images[0]
-            if source.where not in read:
-                read[source.where] = source.read()[0]
-            image = read[source.where]
-            said = f"{request.answer_begin.strip()} {answer_of(name, sample)}"
-            user = [{**one, "image": image} if one["type"] == "image" else one for one in content(*request.pieces)]
-            messages = [{"role": "user", "content": user}, {"role": "assistant", "content": content(said)}]
-            rows.append({"messages": messages, "mode": "image_to_text", "id": f"{name} {sample.id}"})
-    return rows
 
 
 def answer_scores(
@@ -144,6 +117,7 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
 
     kept = folder / "trained.json"  # the model behind the training, from which a killed run goes on
     model = DeemForConditionalGeneration.from_pretrained(folder / "model" if kept.is_file() else start / "model")
+    model.to(arguments.device)
     processor = AutoProcessor.from_pretrained(start / "model")
     images, latents = read_images(start, "train"), torch.load(start / "latents.pt")
     captions = [scene.caption("coarse") for scene in sets["train"]]
@@ -165,8 +139,9 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
     for grade in sorted({0, min(2, max(arguments.grades))} & set(arguments.grades)):
         write_redrawn(model, processor, start, folder, grade, arguments.num_redrawn)
     lap("redraw")
-    copies = max(1, arguments.answer_steps * arguments.batch_size // len(BENCHMARKS))
-    rows = question_rows(start / "questions" / "labelled", sets["labelled"], copies)
+    count = max(arguments.batch_size, arguments.answer_steps * arguments.answer_batch_size)
+    rows = dialogue_rows(start / "questions" / "labelled", sets["labelled"], count)
+    renew_projector(model, tokens, seed)
     answer_log = train_answers(model, processor, rows, arguments, folder / "run", seed)
     lap("tune")
     scores |= answer_scores(model, processor, sets, start, folder, arguments)

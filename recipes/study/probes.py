@@ -33,11 +33,11 @@ def label(scene: Scene, attribute: str) -> str | None:
 def tokens_of(
     model: DeemForConditionalGeneration, processor: DeemProcessor, images: Sequence[Image.Image], size: int = 100
 ) -> Tensor:
-    """Return the image tokens, (N, Q, P)."""
+    """Return the image tokens, (N, Q, P), on the CPU."""
     found = []
     for start in range(0, len(images), size):
         pixels = processor.image_processor(list(images[start : start + size]), return_tensors="pt")["pixel_values"]
-        found.append(model.get_image_features(pixels, return_dict=True).image_tokens)
+        found.append(model.get_image_features(pixels.to(model.device), return_dict=True).image_tokens.cpu())
     return torch.cat(found)
 
 

@@ -72,6 +72,7 @@ class EvidenceArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each is a world and a start."})
     arms: list[str] = field(default_factory=lambda: list(HEADLINE), metadata={"help": f"Of {', '.join(ARMS)}."})
     full: bool = field(default=False, metadata={"help": "All arms."})
+    device: str = field(default="cpu", metadata={"help": "Of all training but the parts': cpu or cuda."})
     processes: int = field(default=2, metadata={"help": "At once, of one thread each."})
     num_images: int = field(default=2400, metadata={"help": "Images to train on, of each seed."})
     vision_steps: int = field(
@@ -88,6 +89,7 @@ class EvidenceArguments:
     num_asked: int = field(default=150, metadata={"help": "Images of each grade that questions are asked about."})
     grades: list[int] = field(default_factory=lambda: list(range(len(SHIFTS))), metadata={"help": "Of the shift."})
     answer_steps: int = field(default=400, metadata={"help": "Steps of the language side on questions."})
+    answer_batch_size: int = field(default=16, metadata={"help": "Dialogues of such a step."})
     num_redrawn: int = field(default=12, metadata={"help": "Images of the sheets of redrawn ones."})
     redraw_steps: int = field(
         default=300, metadata={"help": "Steps of the connector that frozen tokens are redrawn by."}

@@ -76,7 +76,7 @@ class ArmTrainer(DeemTrainer):
             side = model.image_decoder.config.target_size // PATCH
             model.add_module("study_head", TokenHead(width, side**2, 3 * PATCH**2))
         elif arm.objective == "align":
-            self.teacher = AutoModel.from_pretrained(teacher).eval().requires_grad_(False)
+            self.teacher = AutoModel.from_pretrained(teacher).eval().requires_grad_(False).to(model.device)
             side = model.image_decoder.config.target_size // 16
             model.add_module("study_head", TokenHead(width, side**2, self.teacher.config.hidden_sizes[ALIGNED_MAP]))
         encoder = model.model.vision_tower.encoder
@@ -108,7 +108,7 @@ class ArmTrainer(DeemTrainer):
     def distance(self, model: Any) -> Tensor:
         """Squared distance of the encoder's weights from where they started, as a sum."""
         pairs = zip(model.model.vision_tower.encoder.parameters(), self.began, strict=True)
-        return sum((now - before).square().sum() for now, before in pairs)
+        return sum((now - before.to(now)).square().sum() for now, before in pairs)
 
 
 def contrast(model: DeemForConditionalGeneration, tokens: Tensor, posterior: Tensor) -> Tensor:
@@ -134,18 +134,20 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
         model.get_submodule(part).requires_grad_(False)
 
 
-def training_arguments(arguments: EvidenceArguments, folder: Path, seed: int, steps: int) -> TrainingArguments:
-    """Options of a training of the study: AdamW with one rate, warm-up and cosine, on the CPU, nothing saved."""
+def training_arguments(
+    arguments: EvidenceArguments, folder: Path, seed: int, steps: int, batch_size: int
+) -> TrainingArguments:
+    """Options of a training of the study: AdamW with one rate, warm-up and cosine, nothing saved."""
     return TrainingArguments(
         str(folder),
         max_steps=steps,
-        per_device_train_batch_size=arguments.batch_size,
+        per_device_train_batch_size=batch_size,
         learning_rate=arguments.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 20),
         adam_beta2=0.98,
         seed=seed,
-        use_cpu=True,
+        use_cpu=arguments.device == "cpu",
         report_to="none",
         save_strategy="no",
         logging_steps=max(1, steps // 20),
@@ -183,7 +185,7 @@ def train_arm(
     set_seed(seed)
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(arguments, folder, seed, arguments.steps),
+        args=training_arguments(arguments, folder, seed, arguments.steps, arguments.batch_size),
         data_collator=ArmCollator(processor, latents, arm.exchanged),
         train_dataset=rows,
         processing_class=processor,
@@ -196,6 +198,32 @@ def train_arm(
     if hasattr(model, "study_head"):
         del model.study_head
     return trainer.state.log_history
+
+
+@torch.no_grad()
+def renew_projector(model: DeemForConditionalGeneration, tokens: Tensor, seed: int) -> None:
+    """Start the map from image tokens to the language model anew, so that all that differs between images is heard.
+
+    What it learned from captions passes on what captions say, beside a part that is the same for all images and much
+    larger. The new one is random and as large as word embeddings, of tokens without that part, whitened over images.
+
+    Args:
+        tokens: (N, Q, P), of training images.
+    """
+    projector, words = model.model.projector, model.get_input_embeddings().weight
+    tokens, draws = tokens.to(words.device, torch.float64), torch.Generator().manual_seed(seed)
+    constant = tokens.mean(0)  # [Q, P], the same for all images
+    center = constant.mean(0)
+    basis = torch.linalg.svd(constant - center, full_matrices=False)[2][: len(constant) - 1]  # [Q - 1, P]
+    own = (tokens - constant).flatten(0, 1)
+    own -= own @ basis.T @ basis
+    values, axes = torch.linalg.eigh(own.T @ own / len(own))  # ascending
+    kept = values > 1e-4 * values[-1]
+    whiten = axes[:, kept] / values[kept].sqrt()  # [P, R]
+    random = torch.randn(len(projector.weight), whiten.shape[1], generator=draws).to(whiten)
+    weight = random @ whiten.T * words.double().std() / whiten.shape[1] ** 0.5
+    projector.weight.copy_(weight)
+    projector.bias.copy_(words.double().mean(0) - weight @ center)
 
 
 def train_answers(
@@ -211,7 +239,7 @@ def train_answers(
     set_seed(seed)
     trainer = DeemTrainer(
         model=model,
-        args=training_arguments(arguments, folder, seed, arguments.answer_steps),
+        args=training_arguments(arguments, folder, seed, arguments.answer_steps, arguments.answer_batch_size),
         data_collator=DeemDataCollator(processor, return_targets=False),
         train_dataset=rows,
         processing_class=processor,
@@ -232,7 +260,8 @@ def train_redrawing(
     Returns:
         The mean loss of the last tenth of the steps.
     """
-    decoder, draws = model.image_decoder, torch.Generator().manual_seed(seed)
+    decoder, draws = model.image_decoder, torch.Generator(model.device).manual_seed(seed)
+    tokens, latents = tokens.to(model.device), latents.to(model.device)
     decoder.config.consistency_condition = "tokens"
     model.requires_grad_(False)
     decoder.token_projector.requires_grad_(True)
@@ -243,7 +272,7 @@ def train_redrawing(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     losses = []
     for _ in range(steps):
-        rows = torch.randint(len(tokens), (batch_size,), generator=draws)
+        rows = torch.randint(len(tokens), (batch_size,), generator=draws, device=model.device)
         sampled = decoder.sample_latents(latents[rows], draws)
         loss = decoder.consistency_loss(sampled, tokens[rows], generator=draws)
         loss.backward()

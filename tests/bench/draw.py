@@ -19,10 +19,11 @@ from step import SIZES, START, build_config, build_text
 from modeling_deem import DeemForConditionalGeneration
 
 
-def build(size: str) -> DeemForConditionalGeneration:
+def build(size: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DeemForConditionalGeneration:
     """A model whose fusion is heard."""
     torch.manual_seed(0)
-    model = DeemForConditionalGeneration(build_config(size)).eval()
+    with torch.device(device):
+        model = DeemForConditionalGeneration(build_config(size)).to(device, dtype).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("conv.weight") and "feature_fusion" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -36,8 +37,9 @@ def plain_loop(model: DeemForConditionalGeneration, steps: int, guided: bool) ->
     scheduler = decoder.make_scheduler("DDIMScheduler")
     scheduler.set_timesteps(steps)
     rows, side = 2 if guided else 1, decoder.config.latent_side
-    condition = torch.randn(rows, model.config.num_image_tokens, decoder.config.condition_size)
-    latents = torch.randn(1, decoder.denoiser.config.in_channels, side, side)
+    like = {"device": model.device, "dtype": model.dtype}
+    condition = torch.randn(rows, model.config.num_image_tokens, decoder.config.condition_size, **like)
+    latents = torch.randn(1, decoder.denoiser.config.in_channels, side, side, **like)
     for timestep in scheduler.timesteps:
         prediction = decoder.denoiser(latents.expand(rows, -1, -1, -1), timestep, condition)
         if guided:
@@ -52,7 +54,9 @@ def draw_after(model: DeemForConditionalGeneration, images: int, side: int, step
     tokens = model.config.num_image_tokens
     input_ids = build_text(1, 17 + images * (tokens + 8), images, tokens)
     input_ids[:, -1] = START
-    pixels = {"pixel_values": torch.randn(images, 3, side, side)} if images else {}
+    input_ids = input_ids.to(model.device)
+    like = {"device": model.device, "dtype": model.dtype}
+    pixels = {"pixel_values": torch.randn(images, 3, side, side, **like)} if images else {}
     scheduler = model.image_decoder.make_scheduler("DDIMScheduler")
     return lambda: model.generate_images(input_ids, **pixels, num_inference_steps=steps, scheduler=scheduler)
 
@@ -64,11 +68,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
-    model, side = build(args.size), SIZES[args.size]["side"]
-    scheduler, image = model.image_decoder.make_scheduler("DDIMScheduler"), torch.randn(1, 3, side, side)
+    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    model, side = build(args.size, args.device, getattr(torch, args.dtype)), SIZES[args.size]["side"]
+    scheduler = model.image_decoder.make_scheduler("DDIMScheduler")
+    image = torch.randn(1, 3, side, side, device=model.device, dtype=model.dtype)
     measured = {
         "loop, guided": lambda: plain_loop(model, args.steps, guided=True),
         "from text": draw_after(model, 0, side, args.steps),
@@ -80,8 +88,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for turn in range(args.runs + 1):  # the first one warms up
         for name, call in measured.items():
+            wait()
             began = clock()
             call()
+            wait()
             if turn:
                 seconds[name].append(clock() - began)
     medians = {name: statistics.median(values) for name, values in seconds.items()}

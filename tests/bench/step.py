@@ -10,9 +10,11 @@ process; peak memory is the growth of a fresh process's resident set over one st
 one `--clock cpu` with `--threads 1` counts the process's own time.
 
 Sizes: "small" has 64 px images and 8 x 8 latents, "mid" 256 px images, a ConvNeXt-T, a language model of 8 layers of
-width 512, and a UNet of 54 M on 32 x 32 latents. With `--images 3` each row has three images with text between them, so
-that two of three have a previous one. With `--cached` the step reads latents instead of encoding, and the bare parts have
-no VAE.
+width 512, and a UNet of 54 M on 32 x 32 latents, "1b" a ConvNeXt-L, a language model of 1 B and SD 2.1's UNet and VAE on
+64 x 64 latents, for a GPU. With `--images 3` each row has three images with text between them, so that two of three have a
+previous one. With `--cached` the step reads latents instead of encoding, and the bare parts have no VAE. On a GPU (`--device cuda --dtype bfloat16`) memory is the allocator's peak above the weights, gradients of one step
+included, and MFU is the share of `--peak_tflops` that both losses' floating point operations reach; `--checkpointing` and
+`--compile` change DEEM's step alone.
 """
 
 import argparse
@@ -21,10 +23,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration
 
@@ -93,6 +97,23 @@ SIZES: dict[str, dict[str, Any]] = {
         "heads": 8,
         "points": 8,
     },
+    "1b": {
+        "side": 256,
+        "target_side": 512,
+        "vision": {"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3]},
+        "text": {
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+        },
+        "feature_size": 1024,
+        "perceivers": [perceiver(64, 768, 12), perceiver(64, 1024, 1)],
+        "denoiser": unet(64, [320, 640, 1280, 1280], cross_attention_dim=1024),
+        "vae": vae(512, [128, 256, 512, 512], layers_per_block=2),
+        "heads": 16,
+        "points": 8,
+    },
 }
 
 
@@ -106,7 +127,7 @@ def build_config(size: str) -> DeemConfig:
         text_config={
             "model_type": "llama",
             "vocab_size": VOCABULARY,
-            "num_hidden_layers": 8,
+            "num_hidden_layers": 8,  # "text" may say otherwise
             "tie_word_embeddings": False,
             "max_position_embeddings": 8192,
             **parts["text"],
@@ -141,24 +162,32 @@ def build_text(rows: int, length: int, images: int, tokens: int) -> torch.Tensor
 
 
 def build(
-    batch: int, text: int, size: str = "small", images: int = 1
+    batch: int,
+    text: int,
+    size: str = "small",
+    images: int = 1,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[DeemForConditionalGeneration, dict[str, torch.Tensor]]:
     """A model and a batch of rows of `text` tokens, with `images` images each."""
     torch.manual_seed(0)
-    model = DeemForConditionalGeneration(build_config(size)).train()
+    with torch.device(device):
+        model = DeemForConditionalGeneration(build_config(size)).to(device, dtype).train()
     model.model.language_model.requires_grad_(False)
     model.lm_head.requires_grad_(False)
     model.image_decoder.denoiser.requires_grad_(False)
     input_ids = build_text(
         batch, max(text, 8 + images * (model.config.num_image_tokens + 8)), images, model.config.num_image_tokens
     )
-    pixels = torch.rand(batch * images, 3, SIZES[size]["side"], SIZES[size]["side"]) * 2 - 1
+    sides = SIZES[size]["side"], SIZES[size].get("target_side", SIZES[size]["side"])
+    pixels, targets = (torch.rand(batch * images, 3, side, side, device=device, dtype=dtype) * 2 - 1 for side in sides)
+    input_ids = input_ids.to(device)
     batch = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
         "labels": input_ids.masked_fill(input_ids == IMAGE, -100),
         "pixel_values": pixels,
-        "target_pixel_values": pixels,
+        "target_pixel_values": targets,
     }
     return model, batch
 
@@ -171,8 +200,9 @@ def use_cache(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor
     }
 
 
-def deem_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
-    model(**batch).loss.backward()
+def deem_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor], called: torch.nn.Module) -> None:
+    """One step of `called`, the model or what it was compiled to."""
+    called(**batch).loss.backward()
     model.zero_grad()
 
 
@@ -181,7 +211,8 @@ def bare_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor
     decoder, config = model.image_decoder, model.config
     losses = [model.model.vision_tower.encoder(batch["pixel_values"]).last_hidden_state.sum()]
 
-    embeds = torch.randn(*batch["input_ids"].shape, config.text_config.hidden_size, requires_grad=True)
+    like = {"device": batch["pixel_values"].device, "dtype": batch["pixel_values"].dtype, "requires_grad": True}
+    embeds = torch.randn(*batch["input_ids"].shape, config.text_config.hidden_size, **like)
     hidden = model.model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False)
     logits = model.lm_head(hidden.last_hidden_state)
     losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten()))
@@ -190,15 +221,15 @@ def bare_step(model: DeemForConditionalGeneration, batch: dict[str, torch.Tensor
     latents = batch["target_latents"][:, :4] if cached else decoder.encode(batch["target_pixel_values"])
     count = len(latents)
     for _ in range(2):
-        condition = torch.randn(count, config.num_image_tokens, decoder.config.condition_size, requires_grad=True)
+        condition = torch.randn(count, config.num_image_tokens, decoder.config.condition_size, **like)
         noisy = torch.randn_like(latents).requires_grad_()
-        timesteps = torch.randint(1000, (count,))
+        timesteps = torch.randint(1000, (count,), device=latents.device)
         losses.append(decoder.denoiser(noisy, timesteps, condition).square().mean())
     sum(losses).backward()
     model.zero_grad()
 
 
-STEPS = {"deem": deem_step, "bare": bare_step}
+STEPS = ("deem", "bare")
 
 
 def growth_of_memory(run) -> float:
@@ -218,8 +249,13 @@ def growth_of_memory(run) -> float:
     return (max(sizes) - before) / 2**20
 
 
-def peak_memory(which: str) -> float:
-    """MB by which one step raises the resident set of a fresh process."""
+def peak_memory(which: str, step: Callable[[], None], device: str) -> float:
+    """MB by which one step raises the resident set of a fresh process, or the allocated memory of the GPU."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     command = [sys.executable, __file__, *sys.argv[1:], "--measure-memory", which]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -227,45 +263,74 @@ def peak_memory(which: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
-    parser.add_argument("--batch", type=int, help="rows; default 8, of size mid 2")
+    parser.add_argument("--batch", type=int, help="rows; default 8, of larger sizes 2")
     parser.add_argument("--text", type=int, default=96, help="tokens per row, more if the images need more")
     parser.add_argument("--images", type=int, default=1, help="images per row")
     parser.add_argument("--cached", action="store_true", help="latents are given")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--checkpointing", action="store_true", help="DEEM keeps no activations of its layers")
+    parser.add_argument("--compile", action="store_true", help="DEEM's forward is compiled")
+    parser.add_argument("--peak_tflops", type=float, default=989.0, help="of the GPU, for MFU; H100 and H200 in bf16")
     parser.add_argument("--only-time", action="store_true", help="leave memory out")
-    parser.add_argument("--measure-memory", choices=sorted(STEPS), help="internal: one step, print the growth in MB")
+    parser.add_argument("--measure-memory", choices=STEPS, help="internal: one step, print the growth in MB")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = args.batch or {"small": 8, "mid": 2}[args.size]
-    model, batch = build(rows, args.text, args.size, args.images)
+    rows = args.batch or (8 if args.size == "small" else 2)
+    model, batch = build(rows, args.text, args.size, args.images, args.device, getattr(torch, args.dtype))
     if args.cached:
         batch = use_cache(model, batch)
+    if args.checkpointing:
+        model.gradient_checkpointing_enable()
+    called = torch.compile(model) if args.compile else model
+    steps = {"deem": lambda: deem_step(model, batch, called), "bare": lambda: bare_step(model, batch)}
 
     if args.measure_memory:
-        print(growth_of_memory(lambda: STEPS[args.measure_memory](model, batch)))
+        print(growth_of_memory(steps[args.measure_memory]))
         return
 
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
-    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
+    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for run in range(args.runs + 2):  # the first two warm up
-        for name, step in STEPS.items():
+        for name, step in steps.items():
+            wait()
             start = clock()
-            step(model, batch)
+            step()
+            wait()
             if run >= 2:
                 seconds[name].append(clock() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    memory = {name: float("nan") if args.only_time else peak_memory(name) for name in STEPS}
+    memory = {
+        name: float("nan") if args.only_time else peak_memory(name, step, args.device) for name, step in steps.items()
+    }
 
     length = batch["input_ids"].shape[1]
-    print(
-        f"{args.size}, {rows} rows of {length} tokens and {args.images} images, {args.threads} threads, {args.clock} time"
-    )
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} threads, {args.clock} time"
+    how = "".join(f", {name}" for name in ("cached", "checkpointing", "compile") if getattr(args, name))
+    print(f"{args.size}, {rows} rows of {length} tokens and {args.images} images, {args.dtype}{how}, {where}")
     print(f"{'':12}{'seconds':>10}{'peak MB':>10}")
-    for name in STEPS:
+    for name in steps:
         print(f"{name:12}{medians[name]:10.3f}{memory[name]:10.0f}")
     print(f"{'deem / bare':12}{medians['deem'] / medians['bare']:10.2f}{memory['deem'] / memory['bare']:10.2f}")
+    if args.compile:
+        breaks = torch._dynamo.utils.counters["graph_break"]
+        print(
+            f"{sum(breaks.values())} graph breaks",
+            *(f"{count} {why[:100]!r}" for why, count in breaks.items()),
+            sep="\n",
+        )
+    if args.device == "cuda":
+        if args.checkpointing:
+            model.gradient_checkpointing_disable()  # what is computed anew does not count
+        with FlopCounterMode(display=False) as counter:
+            deem_step(model, batch, model)
+        teraflops = counter.get_total_flops() / 1e12
+        share = teraflops / medians["deem"] / args.peak_tflops
+        print(f"{teraflops:.2f} TFLOP a step, MFU {100 * share:.1f} % of {args.peak_tflops:.0f} TFLOP/s")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,21 @@ from modeling_deem import DeemForConditionalGeneration
 from recipes import evidence
 from recipes.parts import PartsArguments, make_parts
 from recipes.study.arm_run import run_arm
-from recipes.study.probes import Probe
+from recipes.study.dialogues import dialogue_rows
+from recipes.study.probes import Probe, tokens_of
 from recipes.study.questions import PAIRED, variant
 from recipes.study.report import headline, write_report
 from recipes.study.settings import ARMS, EvidenceArguments
-from recipes.study.start import make_start
+from recipes.study.start import image_sets, make_start
 from recipes.study.summary import difference, said_of
-from recipes.study.training import ArmCollator, ArmTrainer, caption_rows, freeze, training_arguments
+from recipes.study.training import (
+    ArmCollator,
+    ArmTrainer,
+    caption_rows,
+    freeze,
+    renew_projector,
+    training_arguments,
+)
 from recipes.synthetic.scenes import World
 
 TINY = {"num_images": 16, "num_labelled": 12, "num_tested": 8, "num_asked": 2, "vision_steps": 1, "steps": 2}
@@ -108,7 +116,7 @@ def test_what_every_other_arm_trains(run, name, tmp_path):
     set_seed(0)
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(run, tmp_path, 0, 2),
+        args=training_arguments(run, tmp_path, 0, 2, 4),
         data_collator=ArmCollator(processor, latents, arm.exchanged),
         train_dataset=rows,
         arm=arm,
@@ -124,6 +132,29 @@ def test_what_every_other_arm_trains(run, name, tmp_path):
     assert moved == (name != "confounded_a")
     drew = any(not torch.equal(a, b) for a, b in zip(denoiser, model.image_decoder.denoiser.parameters(), strict=True))
     assert drew == (name == "confounded_a")
+
+
+def test_dialogues_show_an_image_once_and_ask_several_benchmarks(run):
+    scenes = image_sets(run, 0)["labelled"]
+    rows = dialogue_rows(run.folder(0, "start") / "questions" / "labelled", scenes, 40)
+    shown = [[part["type"] for message in row["messages"] for part in message["content"]] for row in rows]
+    assert len(rows) == 40 and all(parts.count("image") == 1 for parts in shown)
+    lengths = [len(row["messages"]) for row in rows]
+    assert min(lengths) == 2 and max(lengths) >= 8  # captions, and dialogues of several questions
+    assert all(row["messages"][-1]["content"][0]["text"].strip() for row in rows)
+
+
+def test_a_new_projector_hears_what_differs_between_images(run):
+    start = run.folder(0, "start") / "model"
+    model, processor = DeemForConditionalGeneration.from_pretrained(start), AutoProcessor.from_pretrained(start)
+    tokens = tokens_of(model, processor, [World().scene(index).image for index in range(40)])
+    renew_projector(model, tokens, seed=0)
+    with torch.no_grad():
+        heard = model.model.projector(tokens.clone())
+    words = model.get_input_embeddings().weight.detach()
+    assert torch.allclose(heard.mean((0, 1)), words.mean(0), atol=0.1 * float(words.std()))
+    assert 0.5 < float((heard - heard.mean(0)).std() / words.std()) < 2
+    assert float(heard.mean(0).std(0).mean()) < 0.2 * float(words.std())  # what is the same for all images
 
 
 def test_probes_find_what_is_there_and_nothing_else():
