@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-ENTRIES_AT_ONCE = 2**17  # corners whose arrays stay in a core's cache
+ENTRIES_AT_ONCE = 2**18  # corners that a core takes at once; fewer do not pay for starting, more leave its cache
 LEAST_FEATURES, LEAST_SAMPLES = 2**17, 2**11  # below, plain sampling starts faster (docs/performance.md)
 
 
@@ -151,22 +151,28 @@ class _WeightedSamples(torch.autograd.Function):
         maps, centers, offsets, weights = ctx.saved_tensors
         gradient = gradient.contiguous()
         wants_maps, _, *wants_places = ctx.needs_input_grad[:4]
-        of_maps = torch.zeros_like(maps) if wants_maps else None
         of_offsets, of_weights = torch.empty_like(offsets), torch.empty_like(weights)
+        of_maps, seen = [], 0  # gradients of the maps so far, and how many these are
         for read, here, corners in _chunks(centers, offsets, weights, ctx.levels, ctx.bags):
             if any(wants_places):
                 products = _products(corners.rows, gradient[here], maps[read].flatten(0, 1))
                 of_offsets[here], of_weights[here] = corners.backward(products)
             if wants_maps:
-                of_maps[read] = _transposed(corners, gradient[here], of_maps[read].shape)
-        return of_maps, None, of_offsets, of_weights, None, None
+                shape = maps[read].shape
+                of_maps += [torch.zeros_like(maps[seen : read.start]), _transposed(corners, gradient[here], shape)]
+                seen = read.stop
+        if wants_maps:
+            whole = [part for part in (*of_maps, torch.zeros_like(maps[seen:])) if len(part)]
+            of_maps = whole[0] if len(whole) == 1 else torch.cat(whole)  # filled once: fresh memory is what costs
+        return of_maps if wants_maps else None, None, of_offsets, of_weights, None, None
 
 
 def _chunks(
     centers: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, levels: Levels, bags: Bags
 ) -> Iterator[tuple[slice, slice, _Corners]]:
     """Maps, bags, and the corners of these bags, in turns that stay in cache."""
-    for read, here in bags.chunks(max(ENTRIES_AT_ONCE // (4 * weights.shape[1]), 1)):
+    most = ENTRIES_AT_ONCE * torch.get_num_threads()
+    for read, here in bags.chunks(max(most // (4 * weights.shape[1]), 1)):
         given = (centers[here], offsets[here], weights[here], bags.maps[here] - read.start)
         yield read, here, _Corners(*given, levels)
 

@@ -4,6 +4,7 @@
     python recipes/evidence.py                       # what `make evidence` runs: three seeds, three arms
     python recipes/evidence.py --full --out runs/evidence_full        # all arms
     python recipes/evidence.py --seeds 3 4 5 --out runs/evidence_again # other seeds: worlds, weights, data, noise
+    python recipes/evidence.py --photos photos       # besides, an encoder of labelled photographs
 
 Frozen parts are made once (recipes/parts.py). Each seed has a world and an encoder of its own, trained against captions that
 name kinds and numbers alone; all its arms begin from the same saved model and see the same batches. Every arm is a process
@@ -22,6 +23,7 @@ from trl import TrlParser
 
 from recipes.parts import PartsArguments, make_parts
 from recipes.study.arm_run import run_arm
+from recipes.study.photographs import run_photographs
 from recipes.study.report import headline, write_report
 from recipes.study.settings import EvidenceArguments
 from recipes.study.start import make_start
@@ -93,6 +95,8 @@ def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
     try:
         starts = {seed: jobs.submit(f"{seed}:start") for seed in arguments.seeds}
         waiting = [jobs.submit(f"{seed}:{arm}", starts[seed]) for seed in arguments.seeds for arm in arguments.arms]
+        if arguments.photos:
+            waiting += [jobs.submit(f"{seed}:photographs") for seed in arguments.seeds]
         for future in [*starts.values(), *waiting]:
             future.result()
     finally:
@@ -101,9 +105,8 @@ def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
 
 def is_done(arguments: EvidenceArguments) -> bool:
     """Whether all results are there."""
-    return all(
-        (arguments.folder(seed, arm) / "result.json").is_file() for seed in arguments.seeds for arm in arguments.arms
-    )
+    wanted = [*arguments.arms, *(["photographs"] if arguments.photos else [])]
+    return all((arguments.folder(seed, name) / "result.json").is_file() for seed in arguments.seeds for name in wanted)
 
 
 def main(flags: list[str]) -> None:
@@ -111,7 +114,8 @@ def main(flags: list[str]) -> None:
     arguments = parse(flags)
     if arguments.job:
         seed, name = arguments.job.split(":")
-        make_start(arguments, int(seed)) if name == "start" else run_arm(arguments, int(seed), name)
+        jobs = {"start": make_start, "photographs": run_photographs}
+        jobs[name](arguments, int(seed)) if name in jobs else run_arm(arguments, int(seed), name)
         return
     check_writable(arguments.out)
     arguments.check_same()
@@ -120,6 +124,8 @@ def main(flags: list[str]) -> None:
         run_jobs(arguments, flags)
     summary = write_report(arguments)
     print("\n".join(headline(summary, grade) for grade in ("0", "2") if grade in summary["table"]))
+    if summary["photographs"]["arms"]:
+        print(headline(summary["photographs"], title="photographs"))
     print("\n".join(f"{verdict}: {text}" for verdict, text in summary["said"]))
     print(f"\nReport: {Path(arguments.out, 'evidence.html').resolve()}")
 

@@ -19,10 +19,11 @@ from recipes.evaluation.page import images_of, said, sample_image, write_html
 from recipes.evaluation.predictions import PREDICTIONS, read_lines
 from recipes.evaluation.sources import DataSource
 from recipes.run_report.markup import cards, inline, section, table
+from recipes.study.photographs import PHOTOGRAPH_MEASURES, read_photograph_results
 from recipes.study.questions import BENCHMARKS
 from recipes.study.settings import ARMS, EvidenceArguments
 from recipes.study.start import read_images
-from recipes.study.summary import GROUPS, Results, points, read_results, said_of, summarize
+from recipes.study.summary import GROUPS, Results, points, read_results, said_of, summarize, table_of
 from recipes.whole_files import whole_file, write_whole
 
 COLORS = ("#667085", "#2f5bea", "#d97706", "#12805c", "#b42318", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#111827")
@@ -42,6 +43,8 @@ def write_report(arguments: EvidenceArguments) -> dict[str, Any]:
         raise ValueError(f"No results in {arguments.out}: run the same command without --job.")
     summary = summarize(arguments, results)
     summary["said"] = said_of(summary)
+    real = read_photograph_results(arguments)
+    summary["photographs"] = {"arms": list(real), "table": {"0": table_of(real, PHOTOGRAPH_MEASURES, "0")}}
     out = Path(arguments.out)
     write_whole(out / "evidence.json", json.dumps(summary, indent=1))
     (out / "report").mkdir(exist_ok=True)
@@ -70,6 +73,7 @@ def write_report(arguments: EvidenceArguments) -> dict[str, Any]:
             "Both others are wrong; grade 0.",
             *only_with_feedback(arguments, results, seed),
         ),
+        *photograph_section(summary),
         section("Cost", "Means over seeds; the training of the arm is `train`.", cost_table(summary)),
         section(
             "The arms", "", table(("arm", "what it is"), [(name, f"{escape(ARMS[name].says)}") for name in results])
@@ -111,6 +115,17 @@ def _gain(row: dict[str, Any] | None) -> str:
         return ""
     kind = "good" if row["low"] > 0 else "bad" if row["high"] < 0 else ""
     return f'<span class="{kind}">{points(row)}</span><br><small class="note">p {row.get("corrected", 1):.2g}</small>'
+
+
+def photograph_section(summary: dict[str, Any]) -> list[str]:
+    """Return the tables of the photographs, where they were part of the run."""
+    if not summary["photographs"]["arms"]:
+        return []
+    note = (
+        "An encoder that is told groups of classes, and probes of its last map on photographs that it was not trained on; "
+        "`before` is where all arms begin. Few photographs: mind the intervals."
+    )
+    return [section("Photographs", note, *measure_tables(summary["photographs"], "0"))]
 
 
 def plot_curves(summary: dict[str, Any], out: Path) -> Path:
@@ -228,12 +243,14 @@ def cost_table(summary: dict[str, Any]) -> str:
     return table(("arm", *names, "loss of redrawing from frozen tokens"), rows)
 
 
-def headline(summary: dict[str, Any], grade: str = "0") -> str:
+def headline(summary: dict[str, Any], grade: str = "0", title: str = "") -> str:
     """Return the headline table as aligned text: what each arm has, and the two differences, in percent and points."""
     arms = summary["arms"]
     names = [name for name in ("consistency - text", "consistency - exchanged")]
     lines = [
-        f"{'grade ' + grade:38s}" + "".join(f"{arm:>14s}" for arm in arms) + "".join(f"{name:>28s}" for name in names)
+        f"{title or 'grade ' + grade:38s}"
+        + "".join(f"{arm:>14s}" for arm in arms)
+        + "".join(f"{name:>28s}" for name in names)
     ]
     for measure, row in summary["table"].get(grade, {}).items():
         shares = (row["arms"].get(arm) for arm in arms)

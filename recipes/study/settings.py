@@ -98,8 +98,12 @@ class EvidenceArguments:
     parts_images: int = field(
         default=6000, metadata={"help": "Images and texts that the frozen parts are trained on."}
     )
+    photos: str = field(
+        default="", metadata={"help": "Folder of labelled photographs in tars: asks the same question of them too."}
+    )
     job: str = field(
-        default="", metadata={"help": "One piece of the work, SEED:ARM or SEED:start; for the recipe itself."}
+        default="",
+        metadata={"help": "One piece of the work, SEED:ARM, SEED:start or SEED:photographs; for the recipe itself."},
     )
 
     def __post_init__(self) -> None:
@@ -129,7 +133,7 @@ class EvidenceArguments:
 
     def fixed(self) -> dict[str, Any]:
         """What decides the figures; results made with other values cannot stand beside each other."""
-        free = ("out", "parts", "seeds", "arms", "full", "processes", "job")
+        free = ("out", "parts", "seeds", "arms", "full", "processes", "photos", "job")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def check_same(self) -> None:

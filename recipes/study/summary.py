@@ -131,25 +131,8 @@ def _mean(values: Sequence[float]) -> float:
 
 def summarize(arguments: EvidenceArguments, results: Results) -> dict[str, Any]:
     """Return all figures, in JSON's types: `table[grade][measure]` has `arms` and `differences`."""
-    members_of, table = measures_of(results), {}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(results)]
-    for grade in map(str, arguments.grades):
-        rows: dict[str, Any] = {}
-        for measure, members in members_of.items():
-            arms = {arm: _of_arm(results, arm, members, grade) for arm in results}
-            if not any(arms.values()):
-                continue
-            tested = grade in TESTED_GRADES
-            gains = {f"{a} - {b}": difference(results, a, b, members, grade, tested) for a, b in pairs}
-            rows[measure] = {"arms": arms, "differences": {name: gain for name, gain in gains.items() if gain}}
-        if grade in TESTED_GRADES:
-            for name in {name for row in rows.values() for name in row["differences"]}:
-                tests = {
-                    m: row["differences"][name]["p_value"] for m, row in rows.items() if name in row["differences"]
-                }
-                for measure, corrected in holm(tests).items():
-                    rows[measure]["differences"][name]["corrected"] = corrected
-        table[grade] = rows
+    members_of = measures_of(results)
+    table = {str(grade): table_of(results, members_of, str(grade)) for grade in arguments.grades}
     return {
         "settings": arguments.fixed(),
         "seeds": arguments.seeds,
@@ -158,6 +141,22 @@ def summarize(arguments: EvidenceArguments, results: Results) -> dict[str, Any]:
         "cost": {arm: cost_of(list(seeds.values())) for arm, seeds in results.items()},
         "redrawing": {arm: {s: one["redrawing_loss"] for s, one in seeds.items()} for arm, seeds in results.items()},
     }
+
+
+def table_of(results: Results, members_of: dict[str, tuple[str, ...]], grade: str) -> dict[str, Any]:
+    """Return, for each measure that has scores at a grade, what each `arm` has and the `differences` of pairs of arms."""
+    pairs, tested = [pair for pair in PAIRS if set(pair) <= set(results)], grade in TESTED_GRADES
+    rows: dict[str, Any] = {}
+    for measure, members in members_of.items():
+        arms = {arm: _of_arm(results, arm, members, grade) for arm in results}
+        if any(arms.values()):
+            gains = {f"{a} - {b}": difference(results, a, b, members, grade, tested) for a, b in pairs}
+            rows[measure] = {"arms": arms, "differences": {name: gain for name, gain in gains.items() if gain}}
+    for name in {name for row in rows.values() for name in row["differences"]} if tested else ():
+        tests = {m: row["differences"][name]["p_value"] for m, row in rows.items() if name in row["differences"]}
+        for measure, corrected in holm(tests).items():
+            rows[measure]["differences"][name]["corrected"] = corrected
+    return rows
 
 
 def _of_arm(results: Results, arm: str, members: Sequence[str], grade: str) -> dict[str, Any] | None:

@@ -1,13 +1,17 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """recipes/evidence.py: the whole experiment in miniature, what it goes on with, its controls, and its sentences."""
 
+import io
 import json
 import shutil
+import tarfile
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from family_fixtures import save_diffusion
+from PIL import Image, ImageOps
 from transformers import AutoProcessor, set_seed
 
 from modeling_deem import DeemForConditionalGeneration
@@ -15,6 +19,7 @@ from recipes import evidence
 from recipes.parts import PartsArguments, make_parts
 from recipes.study.arm_run import run_arm
 from recipes.study.dialogues import dialogue_rows
+from recipes.study.photographs import brighter_half, dominant_hue, group_of, run_photographs
 from recipes.study.probes import Probe, tokens_of
 from recipes.study.questions import PAIRED, variant
 from recipes.study.report import headline, write_report
@@ -155,6 +160,41 @@ def test_a_new_projector_hears_what_differs_between_images(run):
     assert torch.allclose(heard.mean((0, 1)), words.mean(0), atol=0.1 * float(words.std()))
     assert 0.5 < float((heard - heard.mean(0)).std() / words.std()) < 2
     assert float(heard.mean(0).std(0).mean()) < 0.2 * float(words.std())  # what is the same for all images
+
+
+def test_photographs_are_asked_the_same_question(run, tmp_path):
+    """Colored noise in the layout of labelled photographs; every arm begins alike and is probed on the same ones."""
+    draws = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number in range(24):
+            pixels = draws.integers(0, 255, 3) * draws.uniform(0.3, 1, (40, 48, 1))
+            image, about = io.BytesIO(), {"class_id": 40 * number, "label": f"class {number}"}
+            Image.fromarray(pixels.astype("uint8")).save(image, "JPEG")
+            for suffix, held in (("jpg", image.getvalue()), ("json", json.dumps(about).encode())):
+                member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                member.size = len(held)
+                tar.addfile(member, io.BytesIO(held))
+    arguments = EvidenceArguments(**{**asdict(run), "photos": str(tmp_path)})
+    assert not evidence.is_done(arguments)
+    run_photographs(arguments, 0)
+    assert evidence.is_done(arguments)
+    summary = write_report(arguments)["photographs"]
+    row = summary["table"]["0"]["photographs, what labels omit"]
+    assert summary["arms"] == ["before", "text", "consistency", "exchanged"]
+    assert row["arms"]["text"]["count"] == 6 * 3 + 12 and "consistency - exchanged" in row["differences"]
+    told = json.loads((arguments.folder(0, "photographs") / "result.json").read_text())["losses"]
+    assert set(told["text"]) == {"group_loss"} and set(told["consistency"]) == {"group_loss", "feedback_loss"}
+    assert told["consistency"]["feedback_loss"] != told["exchanged"]["feedback_loss"]
+    shutil.rmtree(arguments.folder(0, "photographs"))
+
+
+def test_what_is_measured_in_a_photograph():
+    half = Image.new("RGB", (64, 64), (200, 20, 20))
+    half.paste((40, 0, 0), (0, 0, 32, 64))
+    assert dominant_hue(half) == "red" and dominant_hue(Image.new("RGB", (64, 64), (90, 90, 95))) == "gray"
+    assert dominant_hue(Image.new("RGB", (64, 64), (30, 30, 200))) == "blue"
+    assert brighter_half(half) == "right" and brighter_half(ImageOps.mirror(half)) == "left"
+    assert group_of(151) == ("mammal", "dog") and group_of(999) == ("thing", "thing") and group_of(0)[1] == "fish"
 
 
 def test_probes_find_what_is_there_and_nothing_else():

@@ -17,6 +17,19 @@ from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import HELD_OUT, first_color, first_kind
 
 
+def encoder_config() -> ConvNextConfig:
+    """Return the config of a ConvNeXt of 0.8 million parameters for images of 64 pixels."""
+    return ConvNextConfig(
+        image_size=SIZE,
+        patch_size=4,
+        hidden_sizes=[32, 64, 128, 192],
+        depths=[1, 1, 2, 1],
+        layer_norm_eps=1e-6,
+        layer_scale_init_value=1.0,  # the usual 1e-6, and weights of 0.02, are for training over many epochs
+        initializer_range=0.08,
+    )
+
+
 class ContrastivePair(nn.Module):
     """An untrained vision encoder beside the text encoder that it is trained against.
 
@@ -26,16 +39,7 @@ class ContrastivePair(nn.Module):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        config = ConvNextConfig(
-            image_size=SIZE,
-            patch_size=4,
-            hidden_sizes=[32, 64, 128, 192],
-            depths=[1, 1, 2, 1],
-            layer_norm_eps=1e-6,
-            layer_scale_init_value=1.0,  # the usual 1e-6, and weights of 0.02, are for training over many epochs
-            initializer_range=0.08,
-        )
-        width = 64
+        config, width = encoder_config(), 64
         self.pad_token_id = tokenizer.pad_token_id
         self.encoder, self.reader = ConvNextModel(config), text_encoder(tokenizer, width, layers=1)
         # Without batch norm all images, and without the mean over tokens all captions, look alike for most of the steps.
