@@ -66,7 +66,8 @@ def empty_prompt(pipeline: "diffusers.DiffusionPipeline", num_tokens: int) -> tu
     if mask is None and num_tokens > tokens.shape[1]:
         raise ValueError(
             f"The image decoder has {num_tokens} condition tokens, but the diffusion model's text encoder reads at "
-            f"most {tokens.shape[1]}. Use perceiver_config num_queries <= {tokens.shape[1]}."
+            f"most {tokens.shape[1]}. Use num_image_tokens <= {tokens.shape[1]}, or that many num_queries in the decoder's "
+            "perceiver_config."
         )
     return tokens[:, torch.arange(num_tokens) % tokens.shape[1]], pooled
 
