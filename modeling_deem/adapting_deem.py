@@ -44,9 +44,10 @@ def adapted(
             one.requires_grad_(True)
         optimizer = torch.optim.AdamW(named.values(), learning_rate, weight_decay=0.0)
         for _ in range(steps):
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                loss().backward()
+            with torch.enable_grad():  # of these parameters alone: a feedback beside the model may train too
+                found = torch.autograd.grad(loss(), list(named.values()), allow_unused=True)
+            for one, grad in zip(named.values(), found, strict=True):
+                one.grad = grad
             optimizer.step()
         optimizer.zero_grad()
         yield model

@@ -190,16 +190,8 @@ class DeemFeedback(DeemDiffusionModel):
             tokens = language_tokens(images, count, num_tiles, hidden_states, image_mask)
         elif config.source == "tokens":
             tokens = group(image_units(images), count, num_tiles)
-        elif (
-            config.tokens == "global"
-            and isinstance(pooled, torch.Tensor)
-            and pooled.flatten(1).shape
-            == (
-                count,
-                config.source_size,
-            )
-        ):
-            tokens = list(pooled.flatten(1)[:, None])  # of an encoder alone
+        elif config.tokens == "global" and is_pooled(pooled, count, config.source_size):
+            tokens = list(pooled.flatten(1)[:, None])
         else:
             tokens = encoder_tokens(images, count, num_tiles)
         if (width := tokens[0].shape[-1]) != config.source_size:
@@ -409,6 +401,11 @@ class DeemFeedback(DeemDiffusionModel):
 def unpad(tokens: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
     """Tokens (N, L, W) without their padding, (L', W) of each image."""
     return list(tokens) if mask is None else [one[counts] for one, counts in zip(tokens, mask, strict=True)]
+
+
+def is_pooled(given: Any, count: int, size: int) -> bool:
+    """Whether it is one vector for each of `count` images, as an encoder alone gives it: (N, size), or (N, size, 1, 1)."""
+    return isinstance(given, torch.Tensor) and given.flatten(1).shape == (count, size)
 
 
 def fit_to_model(model: nn.Module | None, fields: dict[str, Any]) -> DeemFeedbackConfig:

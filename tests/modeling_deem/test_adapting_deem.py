@@ -71,6 +71,7 @@ def test_another_model_learns_from_its_images_and_forgets() -> None:
     with feedback.adapted_to(model, inputs, targets, steps=2, learning_rate=1e-2, parameters="visual") as adapted:
         assert not torch.equal(adapted(**batch).logits, logits)
     assert same(before, everything(model)) and torch.equal(model(**batch).logits, logits)
+    assert all(one.grad is None for one in feedback.parameters())  # it learns nothing from that
     weight = model.model.visual.merger.mlp[0].weight
     model.model.visual.merger.mlp[0].weight = nn.Parameter(weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match="quantized, sharded or offloaded"):
