@@ -23,6 +23,7 @@ from typing import Any
 from transformers import set_seed
 from trl import TrlParser
 
+from modeling_deem import DeemForConditionalGeneration
 from recipes.diagnosis.adapting import adapt_report
 from recipes.diagnosis.conditions import by_timestep, condition_errors, conditions_of, leak_test
 from recipes.diagnosis.gradients import gradient_report
@@ -57,7 +58,7 @@ class DiagnoseArguments:
     adapt_grade: int = field(default=2, metadata={"help": "Their grade of shift."})
     adapt_steps: int = field(default=5, metadata={"help": "Steps on each."})
     adapt_learning_rates: list[float] = field(
-        default_factory=lambda: [4e-6, 1e-4, 1e-3], metadata={"help": "Rates of these steps, each tried."}
+        default_factory=lambda: [4e-6, 3e-5, 1e-4], metadata={"help": "Rates of these steps, each tried."}
     )
     batch_size: int = field(default=16, metadata={"help": "Samples of a batch, and images at a time."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the world."})
@@ -113,6 +114,11 @@ def main(arguments: DiagnoseArguments) -> dict[str, Any]:
     check_writable(out)
     set_seed(arguments.seed)
     model, processor = load_for_inference(arguments.model)
+    if not isinstance(model, DeemForConditionalGeneration):
+        raise ValueError(
+            f"{arguments.model} is a {type(model).__name__}, not a DEEM: of other models with the feedback, "
+            "DeemFeedback.image_error and ConsistencyLossMixin's logs tell the errors."
+        )
     found, seen = diagnose(arguments, model, processor)
     write_whole(out / "diagnosis.json", json.dumps(found, indent=1) + "\n")
     page = write_diagnosis(out, found, seen["images"], seen["errors"])

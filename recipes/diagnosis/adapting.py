@@ -14,10 +14,12 @@ from recipes.generation.tasks import make_generators
 from recipes.synthetic.scenes import Scene, World
 from recipes.synthetic.vocabulary import HELD_OUT
 
+ATTRIBUTES = tuple(name for name in ASKED if name != "background")  # shifted scenes have some that were never named
+
 
 def ask_all(model: PreTrainedModel, processor: ProcessorMixin, scene: Scene) -> dict[str, float]:
     """Ask about all attributes of a scene; 1 for each right answer, else 0."""
-    asked = questions_of(scene)
+    asked = questions_of(scene, ATTRIBUTES)
     said = answer(model, processor, [scene.image] * len(asked), list(asked.values()))
     return {name: float(one.right) for name, one in zip(asked, said, strict=True)}
 
@@ -48,7 +50,7 @@ def adapt_report(
     before = [ask_all(model, processor, scene) for scene in scenes]
     errors = model.image_error(*images.given(), **draws_of).image_errors.tolist()
     found: dict[str, Any] = {"images": number, "steps": steps, "grade": grade, "rates": {}}
-    found["before"] = {name: interval([row[name] for row in before]) for name in ASKED}
+    found["before"] = {name: interval([row[name] for row in before]) for name in ATTRIBUTES}
     found["before"]["all"] = interval([sum(row.values()) / len(row) for row in before])
     for rate in learning_rates:
         of_rate = {}
@@ -81,6 +83,6 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 def changes_of(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Return how the share of right answers changed, by attribute and over all."""
     pairs = list(zip(before, after, strict=True))
-    found = {name: interval([new[name] - old[name] for old, new in pairs]) for name in ASKED}
+    found = {name: interval([new[name] - old[name] for old, new in pairs]) for name in ATTRIBUTES}
     found["all"] = interval([(sum(new.values()) - sum(old.values())) / len(old) for old, new in pairs])
     return found

@@ -36,8 +36,8 @@ GRADIENT = (
 )
 TOKENS = "How much the error grows when one token is left out. Bars: 95 % interval over images."
 SCORED = (
-    "Area under the ROC curve [95 % interval]; 0.5 tells nothing. Bare errors do not know the image's tokens: what they reach, "
-    "the picture itself gives away."
+    "Area under the ROC curve [95 % interval]; 0.5 tells nothing, below it the score tells the opposite. The bare error knows "
+    "nothing of what the encoder made of the image: what it tells is how hard the picture is to denoise."
 )
 ADAPTED = "Change of the share of right answers, in points, behind a few steps on the redrawing of an image."
 SHEET = "Rows: image, error from its own tokens, what the tokens of another image cost at each cell (red: worse)."

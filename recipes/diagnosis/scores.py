@@ -19,9 +19,9 @@ from recipes.synthetic.vocabulary import HELD_OUT
 # The higher, the more a sample is taken for shifted, or its answer for wrong.
 SCORES = {
     "error": "error of redrawing",
-    "bare error": "the same without tokens and features of the image: how hard the picture itself is",
-    "error less bare error": "what tokens and features do not help",
-    "doubt": "less the log-probability of the answer, of the language model",
+    "bare error": "bare error: the same without the image's tokens and features",
+    "error less bare error": "error of redrawing, less the bare error",
+    "doubt": "doubt: minus the log-probability of the answer",
 }
 ATTRIBUTES = ("kind", "color")
 

@@ -15,7 +15,7 @@ from deem_fixtures import SIDE, tiny_model
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
 from recipes import diagnose
-from recipes.diagnosis.adapting import adapt_report
+from recipes.diagnosis.adapting import ATTRIBUTES, adapt_report
 from recipes.diagnosis.answers import ASKED, answer, questions_of
 from recipes.diagnosis.auroc import auroc, difference
 from recipes.diagnosis.conditions import CONDITIONS, by_timestep, condition_errors, leak_test
@@ -213,7 +213,7 @@ def test_adapting_moves_the_error_of_its_own_image(tiny_processor: DeemProcessor
     still, moved = found["rates"]["0"], found["rates"]["0.01"]
     assert still["own"]["error"]["value"] == pytest.approx(0, abs=1e-5)
     assert moved["own"]["error"]["value"] < -1e-3
-    assert set(moved["control"]["change"]) == {*ASKED, "all"}
+    assert set(moved["control"]["change"]) == {*ATTRIBUTES, "all"}
     assert all(one["value"] == 0 for one in still["control"]["change"].values())
 
 
