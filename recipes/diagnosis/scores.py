@@ -20,7 +20,7 @@ from recipes.synthetic.vocabulary import HELD_OUT
 SCORES = {
     "error": "error of redrawing",
     "bare error": "bare error: the same without the image's tokens and features",
-    "error less bare error": "error of redrawing, less the bare error",
+    "share": "error of redrawing, as a share of the bare error",
     "doubt": "doubt: minus the log-probability of the answer",
 }
 ATTRIBUTES = ("kind", "color")
@@ -62,7 +62,7 @@ def score(
     wanted = {name: conditions_of(model)[name] for name in ("own", "neither")}
     errors = condition_errors(model, images, draws_of, batch_size, wanted)
     own, bare = (errors[name].image_errors.double().cpu() for name in wanted)
-    scores = {"error": own, "bare error": bare, "error less bare error": own - bare}
+    scores = {"error": own, "bare error": bare, "share": own / bare}
     pictures = [scene.image for scene in scenes]
     said = {
         name: answer(model, processor, pictures, [questions_of(scene)[name] for scene in scenes], batch_size)
