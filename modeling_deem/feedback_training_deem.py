@@ -133,7 +133,8 @@ class ConsistencyLossMixin:
                 "without FSDP and DeepSpeed."
             )
         feedback.to(self.args.device)
-        self.data_collator = TargetCollator(self.data_collator, feedback.image_processor, augment)
+        images = FeedbackImageProcessor(feedback.config.target_size, like=self.processing_class)
+        self.data_collator = TargetCollator(self.data_collator, images, augment)
         self.add_callback(ZeroGradients(feedback))
 
     def plain_model(self) -> nn.Module:

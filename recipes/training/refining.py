@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BaseImageProcessor, PreTrainedModel
 
 from modeling_deem import DeemFeedback
+from modeling_deem.feedback_images_deem import FeedbackImageProcessor
 from modeling_deem.vision_deem import is_staged
 from recipes.data.faults import BadSample
 from recipes.data.readers.images import IMAGE_SUFFIXES, open_image
@@ -106,7 +107,8 @@ class Collator:
     """Images -> the encoder's pixels and the targets, both of one random flip and crop; with `views`, of another one too."""
 
     def __init__(self, processor: BaseImageProcessor, feedback: DeemFeedback, views: bool) -> None:
-        self.processor, self.targets, self.views = processor, feedback.image_processor, views
+        self.processor, self.views = processor, views
+        self.targets = FeedbackImageProcessor(feedback.config.target_size, like=processor)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [row["image"] for row in rows]

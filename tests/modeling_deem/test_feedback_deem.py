@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from deem_fixtures import SCHEDULER, UNET, VAE
 from family_fixtures import DIFFUSIONS, save_diffusion
-from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM
+from PIL import Image
+from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil, LlamaConfig, LlamaForCausalLM
 from vlm_fixtures import FAMILIES, IMAGE, TinyVlm, count_calls, tiny_vlm, vision_tower
 
 from modeling_deem import DeemFeedback, DeemFeedbackConfig
+from modeling_deem.feedback_images_deem import FeedbackImageProcessor, seen_part
 from modeling_deem.feedback_losses_deem import choose_others, contrastive_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"num_queries": 4, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 SCRATCH = {"image_size": 32, "width": 32, "num_layers": 1, "perceiver_config": SMALL}
+SQUARE = {"height": 32, "width": 32}
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_sizes")
 
 
@@ -267,8 +270,6 @@ def test_others_are_never_the_image_itself() -> None:
 
 
 def test_the_image_processor_makes_targets(llava: TinyVlm) -> None:
-    from PIL import Image
-
     feedback = DeemFeedback.from_scratch(llava.model, **SCRATCH)
     half = Image.new("RGB", (40, 20))
     half.paste((255, 255, 255), (0, 0, 20, 20))
@@ -278,6 +279,24 @@ def test_the_image_processor_makes_targets(llava: TinyVlm) -> None:
     assert mirrored.size == (40, 20) and mirrored.getpixel((30, 10)) == (255, 255, 255)
     (cut,) = feedback.image_processor.flip_and_crop([half], generator(), smallest=0.25)
     assert 20 <= cut.size[0] < 40 and abs(cut.size[0] - 2 * cut.size[1]) <= 1
+
+
+@pytest.mark.parametrize("size, crop", [({"shortest_edge": 32}, 32), ({"shortest_edge": 48}, 32), (SQUARE, 16)])
+def test_targets_show_what_the_model_sees(size: dict[str, int], crop: int) -> None:
+    """The same smooth image, cut by CLIP's processor and by ours: equal but for resampling at another place."""
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    cut = {"crop_size": {"height": crop, "width": crop}, **half}
+    processor = CLIPImageProcessorPil(size=size, **cut)
+    across = torch.linspace(0, 255, 128).expand(64, 128)
+    down = torch.linspace(0, 255, 64)[:, None].expand(64, 128)
+    pixels = torch.stack([across, down, 255 - across], -1).round().to(torch.uint8).numpy()
+    image = Image.fromarray(pixels)
+    seen = processor([image], return_tensors="pt")["pixel_values"]
+    made = FeedbackImageProcessor(crop, like=processor)([image])["target_pixel_values"]
+    assert (made - seen).abs().max() < 0.06
+    whole = FeedbackImageProcessor(crop)([image])["target_pixel_values"]
+    assert (whole - seen).abs().max() > 0.3
+    assert seen_part(image, CLIPImageProcessorPil(size=SQUARE, do_center_crop=False, **cut)) is image
 
 
 # ---- what is refused ----
