@@ -5,6 +5,7 @@
 process, since starting one per command would cost seconds of imports each; every other command is a process of its own.
 """
 
+import ast
 import glob
 import os
 import runpy
@@ -91,4 +92,14 @@ def run_page(page: Path, folder: Path) -> dict[str, Any]:
         elif block.language == "bash":
             for words in commands_of(block.text):
                 run_command(words, folder)
+    return names
+
+
+def definitions_of(page: Path, name: str) -> dict[str, Any]:
+    """The function or class `name` that a Python block of a page defines, and nothing else of the page."""
+    names: dict[str, Any] = {}
+    for block in blocks_of(page):
+        if block.language == "python":
+            found = [node for node in ast.parse(block.text).body if getattr(node, "name", None) == name]
+            exec(compile(ast.Module(found, []), str(page), "exec"), names)
     return names
