@@ -1,14 +1,13 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Seven training steps on the tiny model, as one process or as one of several; run by test_scaling.py.
+"""Seven training steps on the tiny model, as one process or as one of several; started by test_scaling.py.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/scaling_run.py FOLDER
+python -m torch.distributed.run --nproc-per-node 2 tests/recipes/training/scaling_run.py FOLDER
 accelerate launch --config_file recipes/configs/accelerate/zero3.yaml --num_processes 2 --mixed_precision no \\
-    tests/scaling_run.py FOLDER zero3
+    tests/recipes/training/scaling_run.py FOLDER zero3
 """
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from deem_fixtures import IMAGE, Q, tiny_batch, tiny_draws, tiny_model
 from torch.utils.data import IterableDataset
-from transformers import AutoModel, set_seed
+from transformers import AutoModel, TrainerCallback, set_seed
 
 from recipes.training.trainer import DeemTrainingArguments, RecipeTrainer
 
@@ -41,6 +40,13 @@ def zero_steps() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     on by its momentum, while all else leaves them as they are."""
     whole = [step for step in range(2 * NUM_STEPS) if step % len(STEPS) < 3]
     return [micro_batches(step, MIXED * NUM_STEPS) for step in whole[:NUM_STEPS]]
+
+
+class NotAfterTheLastStep(TrainerCallback):
+    """Saves where a run goes on later: a Trainer also saves after the last step, which nobody reads here."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_save and state.global_step < state.max_steps
 
 
 class Batches(IterableDataset):
@@ -103,6 +109,7 @@ def train(
         args=args,
         train_dataset=Batches(batches),
         data_collator=lambda rows: rows[0],
+        callbacks=[NotAfterTheLastStep()],
     )
     trainer.train()
     return trainer
@@ -129,8 +136,8 @@ def main(folder: Path) -> None:
         curves[name] = history(trainer)
         assert trainer.accelerator.distributed_type.value == {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}[name]
         trainer.save_model()
-    shutil.rmtree(folder / "fsdp2" / f"checkpoint-{NUM_STEPS + MIXED}", ignore_errors=True)  # the other rank does, too
-    resumed = train(folder / "fsdp2", halves, **options)  # from the checkpoint of step 4
+    assert [path.name for path in (folder / "fsdp2").glob("checkpoint-*")] == ["checkpoint-4"]
+    resumed = train(folder / "fsdp2", halves, **options)
     curves["fsdp2 resumed"] = history(resumed)
     draws = gather_object([torch.rand(4).tolist()])  # what the next noise would be
     if int(os.environ["RANK"]) == 0:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from deem_fixtures import START, tiny_batch, tiny_model
 from scaling_run import MIXED, NUM_STEPS, STEPS, history, micro_batches, train, zero_steps
+from scripts import run_ranks
 from transformers import AutoModel
 
 from modeling_deem.training_deem import loss_counts, with_same_parts
@@ -35,15 +36,15 @@ def runs(tmp_path_factory):
     )
     curves = {"double": history(double), "accumulated": history(accumulated)}
     weights = {"accumulated": accumulated.model.state_dict()}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(FOLDER / "scaling_run.py"), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
+    ranks = run_ranks(
+        *(FOLDER / "scaling_run.py", folder),
+        logs=folder / "logs",
         timeout=300,
+        OMP_NUM_THREADS="1",
+        PYTHONPATH=os.pathsep.join(sys.path),
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    failed = [rank.stdout[-3000:] + rank.stderr[-6000:] for rank in ranks if rank.returncode]
+    assert not failed, "\n".join(failed)
     first, second = json.loads((folder / "draws.json").read_text())
     assert not set(first) & set(second)  # noise and timesteps of their own in every process
     curves |= json.loads((folder / "curves.json").read_text())
