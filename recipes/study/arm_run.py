@@ -26,12 +26,19 @@ from recipes.evaluation.benchmark import Loaded
 from recipes.evaluation.benchmarks import benchmark_named
 from recipes.evaluation.running import Job, generate
 from recipes.generation.tasks import redraw_images
-from recipes.study.dialogues import dialogue_rows
+from recipes.study.dialogues import caption_row, dialogue_rows
 from recipes.study.probes import CAPTIONED, OMITTED, Probe, label, tokens_of
 from recipes.study.questions import BENCHMARKS, load_questions, scores_of
 from recipes.study.settings import ARMS, EvidenceArguments
 from recipes.study.start import image_sets, read_images
-from recipes.study.training import caption_rows, renew_projector, train_answers, train_arm, train_redrawing
+from recipes.study.training import (
+    caption_rows,
+    renew_projector,
+    train_answers,
+    train_arm,
+    train_redrawing,
+    training_arguments,
+)
 from recipes.synthetic.scenes import Scene
 from recipes.whole_files import whole_file, write_whole
 
@@ -57,6 +64,34 @@ def probe_scores(
                 scores = {"scores": probe.scores(vectors, labels), "units": units}
                 found[f"probe {attribute}"][name.removeprefix("tested")] = scores
     return found
+
+
+def tune(
+    model: DeemForConditionalGeneration,
+    processor: DeemProcessor,
+    scenes: list[Scene],
+    start: Path,
+    folder: Path,
+    arguments: EvidenceArguments,
+    seed: int,
+) -> list[dict[str, float]]:
+    """Train the language side on labelled images: first full captions, by which all attributes are heard, then questions.
+
+    Returns:
+        The log of both.
+    """
+    count = arguments.answer_steps * arguments.answer_batch_size
+    described = [caption_row(scene.image, scene) | {"id": str(number)} for number, scene in enumerate(scenes)]
+    asked = dialogue_rows(start / "questions" / "labelled", scenes, max(arguments.answer_batch_size, count))
+    size = min(arguments.batch_size, len(described))
+    stages = (
+        (described, (arguments.describe_steps, size, arguments.describe_learning_rate)),
+        (asked, (arguments.answer_steps, arguments.answer_batch_size, arguments.answer_learning_rate)),
+    )
+    log = []
+    for rows, how in stages:
+        log += train_answers(model, processor, rows, training_arguments(arguments, folder, seed, *how))
+    return log
 
 
 def answer_scores(
@@ -108,11 +143,11 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
     torch.set_num_threads(1)
     shutil.rmtree(folder / "answers", ignore_errors=True)  # what a killed run left
     folder.mkdir(parents=True, exist_ok=True)
-    sets, seconds, begun = image_sets(arguments, seed), {}, time.perf_counter()
+    sets, seconds, begun = image_sets(arguments, seed), {}, time.process_time()
 
     def lap(what: str) -> None:
         nonlocal begun
-        seconds[what], begun = time.perf_counter() - begun, time.perf_counter()
+        seconds[what], begun = time.process_time() - begun, time.process_time()
         print(f"seed {seed} {name}: {what} {seconds[what]:.0f} s", flush=True)
 
     kept = folder / "trained.json"  # the model behind the training, from which a killed run goes on
@@ -139,10 +174,8 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
     for grade in sorted({0, min(2, max(arguments.grades))} & set(arguments.grades)):
         write_redrawn(model, processor, start, folder, grade, arguments.num_redrawn)
     lap("redraw")
-    count = max(arguments.batch_size, arguments.answer_steps * arguments.answer_batch_size)
-    rows = dialogue_rows(start / "questions" / "labelled", sets["labelled"], count)
     renew_projector(model, tokens, seed)
-    answer_log = train_answers(model, processor, rows, arguments, folder / "run", seed)
+    answer_log = tune(model, processor, sets["labelled"], start, folder / "run", arguments, seed)
     lap("tune")
     scores |= answer_scores(model, processor, sets, start, folder, arguments)
     lap("ask")

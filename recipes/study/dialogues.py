@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from recipes.evaluation.benchmarks import benchmark_named
 from recipes.prompts import CAPTION_BEGIN, DESCRIBE_REQUEST, QUESTION_REQUEST
 from recipes.study.questions import BENCHMARKS, answer_of, load_questions
 from recipes.synthetic.scenes import Scene
-from recipes.synthetic.writers.files import jpeg
 
 CAPTION_SHARE = 0.25  # of the dialogues
-ORDER = ("vqav2", "pope", "vqav2", "robustvqa", "vqav2", "mmvp")  # questions of a dialogue, begun anywhere
+ORDER = ("vqav2", "pope", "robustvqa", "pope", "mmvp")  # questions of a dialogue, begun anywhere
 
 
 @dataclass
@@ -60,25 +58,29 @@ def dialogue(image: Image.Image, asked: Sequence[tuple[Request, str]]) -> dict[s
     return {"messages": messages, "mode": "image_to_text"}
 
 
+def caption_row(picture: Image.Image, scene: Scene) -> dict[str, Any]:
+    """Return a training sample that asks for the full caption of a scene."""
+    return dialogue(picture, [(Request((IMAGE, f" {DESCRIBE_REQUEST} ")), f"{CAPTION_BEGIN} {scene.caption('full')}")])
+
+
 def dialogue_rows(folder: Path, scenes: Sequence[Scene], count: int) -> list[dict[str, Any]]:
-    """Return `count` training dialogues about labelled scenes: six questions of four benchmarks, or a full caption.
+    """Return `count` training dialogues about labelled scenes: five questions of four benchmarks, or a full caption.
 
     Args:
         folder: of the benchmarks' files about these scenes.
     """
     draws, pictures = np.random.default_rng(len(scenes)), read_asked(folder, scenes)
     askers = {name: [key for key, one in pictures.items() if name in one.asked] for name in BENCHMARKS}
-    described = [(sha256(jpeg(scene.image)).hexdigest(), scene.caption("full")) for scene in scenes]
     rows = []
     for number in range(count):
         if draws.random() < CAPTION_SHARE:
-            key, caption = described[draws.integers(len(described))]
-            asked = [(Request((IMAGE, f" {DESCRIBE_REQUEST} ")), f"{CAPTION_BEGIN} {caption}")]
+            scene = scenes[draws.integers(len(scenes))]
+            row = caption_row(scene.image, scene)
         else:
             first = int(draws.integers(len(ORDER)))
             key = askers[ORDER[first]][draws.integers(len(askers[ORDER[first]]))]
             own = pictures[key].asked
             names = [name for name in ORDER[first:] + ORDER[:first] if name in own]
-            asked = [own[name][draws.integers(len(own[name]))] for name in names]
-        rows.append(dialogue(pictures[key].image, asked) | {"id": str(number)})
+            row = dialogue(pictures[key].image, [own[name][draws.integers(len(own[name]))] for name in names])
+        rows.append(row | {"id": str(number)})
     return rows

@@ -240,7 +240,7 @@ def run_photographs(arguments: EvidenceArguments, seed: int) -> None:
     if file.is_file():
         return
     torch.set_num_threads(1)
-    begun = time.perf_counter()
+    begun = time.process_time()
     images, numbers = read_photographs(Path(arguments.photos))
     labels = labels_of(images, numbers)
     order = np.random.default_rng(seed).permutation(len(images)).tolist()
@@ -260,9 +260,9 @@ def run_photographs(arguments: EvidenceArguments, seed: int) -> None:
         options = {"feedback": feedback, "weight": arguments.weight, "exchanged": arm == "exchanged"}
         told[arm] = trainings.run(model, arguments.steps, arguments.learning_rate, seed, **options)
         scores[arm] = probe_photographs(trainings, model, *probes)
-        print(f"seed {seed} photographs {arm}: {time.perf_counter() - begun:.0f} s", flush=True)
+        print(f"seed {seed} photographs {arm}: {time.process_time() - begun:.0f} s", flush=True)
     about = {"scores": scores, "losses": told, "counts": {name: dict(Counter(own)) for name, own in labels.items()}}
-    write_whole(file, json.dumps(about | {"seconds": time.perf_counter() - begun}))
+    write_whole(file, json.dumps(about | {"seconds": time.process_time() - begun}))
 
 
 def read_photograph_results(arguments: EvidenceArguments) -> dict[str, dict[int, dict[str, Any]]]:

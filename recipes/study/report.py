@@ -74,7 +74,11 @@ def write_report(arguments: EvidenceArguments) -> dict[str, Any]:
             *only_with_feedback(arguments, results, seed),
         ),
         *photograph_section(summary),
-        section("Cost", "Means over seeds; the training of the arm is `train`.", cost_table(summary)),
+        section(
+            "Cost",
+            "Means over seeds, in seconds of one CPU core; the training of the arm is `train`.",
+            cost_table(summary),
+        ),
         section(
             "The arms", "", table(("arm", "what it is"), [(name, f"{escape(ARMS[name].says)}") for name in results])
         ),
@@ -234,7 +238,7 @@ def only_with_feedback(arguments: EvidenceArguments, results: Results, seed: int
 
 
 def cost_table(summary: dict[str, Any]) -> str:
-    """Return seconds and memory of each arm, and its connector's loss on frozen tokens."""
+    """Return CPU seconds and memory of each arm, and its connector's loss on frozen tokens."""
     names = list(next(iter(summary["cost"].values())))
     rows = []
     for arm, cost in summary["cost"].items():

@@ -88,8 +88,13 @@ class EvidenceArguments:
     num_tested: int = field(default=1000, metadata={"help": "Images of each grade that probes are tested on."})
     num_asked: int = field(default=150, metadata={"help": "Images of each grade that questions are asked about."})
     grades: list[int] = field(default_factory=lambda: list(range(len(SHIFTS))), metadata={"help": "Of the shift."})
-    answer_steps: int = field(default=400, metadata={"help": "Steps of the language side on questions."})
-    answer_batch_size: int = field(default=16, metadata={"help": "Dialogues of such a step."})
+    describe_steps: int = field(
+        default=400, metadata={"help": "Steps of the language side on full captions of the labelled images."}
+    )
+    describe_learning_rate: float = field(default=3e-3, metadata={"help": "In these steps."})
+    answer_steps: int = field(default=400, metadata={"help": "Steps of the language side on questions, after that."})
+    answer_batch_size: int = field(default=8, metadata={"help": "Dialogues of such a step."})
+    answer_learning_rate: float = field(default=2e-3, metadata={"help": "In these steps."})
     num_redrawn: int = field(default=12, metadata={"help": "Images of the sheets of redrawn ones."})
     redraw_steps: int = field(
         default=300, metadata={"help": "Steps of the connector that frozen tokens are redrawn by."}

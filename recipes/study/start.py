@@ -79,7 +79,7 @@ def encode_latents(
 
 def make_start(arguments: EvidenceArguments, seed: int) -> None:
     """Make all that the arms of a seed share, unless it is there."""
-    folder, begun = arguments.folder(seed, "start"), time.perf_counter()
+    folder, begun = arguments.folder(seed, "start"), time.process_time()
     if (folder / "start.json").is_file():
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -99,5 +99,5 @@ def make_start(arguments: EvidenceArguments, seed: int) -> None:
         if name != "train":
             count = arguments.num_labelled if name == "labelled" else arguments.num_asked
             write_questions(folder / "questions" / name, scenes[:count], judge, every=name == "labelled")
-    about = {"seed": seed, "vision": said, "seconds": time.perf_counter() - begun}
+    about = {"seed": seed, "vision": said, "seconds": time.process_time() - begun}
     write_whole(folder / "start.json", json.dumps(about, indent=1))

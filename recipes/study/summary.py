@@ -170,7 +170,7 @@ def _of_arm(results: Results, arm: str, members: Sequence[str], grade: str) -> d
 
 
 def cost_of(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return mean seconds of each piece of an arm's work, and the most memory in training, in megabytes."""
+    """Return mean CPU seconds (of one thread) of each piece of an arm's work, and the most memory in training, in megabytes."""
     names = results[0]["seconds"]
     seconds = {f"{name} s": _mean([one["seconds"][name] for one in results]) for name in names}
     return seconds | {"peak MB": max(one["peak_megabytes"] for one in results)}

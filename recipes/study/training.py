@@ -135,14 +135,14 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def training_arguments(
-    arguments: EvidenceArguments, folder: Path, seed: int, steps: int, batch_size: int
+    arguments: EvidenceArguments, folder: Path, seed: int, steps: int, batch_size: int, learning_rate: float
 ) -> TrainingArguments:
     """Options of a training of the study: AdamW with one rate, warm-up and cosine, nothing saved."""
     return TrainingArguments(
         str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
-        learning_rate=arguments.learning_rate,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 20),
         adam_beta2=0.98,
@@ -185,7 +185,9 @@ def train_arm(
     set_seed(seed)
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(arguments, folder, seed, arguments.steps, arguments.batch_size),
+        args=training_arguments(
+            arguments, folder, seed, arguments.steps, arguments.batch_size, arguments.learning_rate
+        ),
         data_collator=ArmCollator(processor, latents, arm.exchanged),
         train_dataset=rows,
         processing_class=processor,
@@ -230,19 +232,14 @@ def train_answers(
     model: DeemForConditionalGeneration,
     processor: DeemProcessor,
     rows: list[dict[str, Any]],
-    arguments: EvidenceArguments,
-    folder: Path,
-    seed: int,
+    options: TrainingArguments,
 ) -> list[dict[str, float]]:
-    """Train the language side to answer, with vision tower, perceiver and image decoder frozen; return the log."""
+    """Train the language side on dialogues, with vision tower, perceiver and image decoder frozen; return the log."""
     freeze(model, ("model.vision_tower", "model.perceiver", "image_decoder"))
-    set_seed(seed)
+    set_seed(options.seed)
+    collator = DeemDataCollator(processor, return_targets=False)
     trainer = DeemTrainer(
-        model=model,
-        args=training_arguments(arguments, folder, seed, arguments.answer_steps, arguments.answer_batch_size),
-        data_collator=DeemDataCollator(processor, return_targets=False),
-        train_dataset=rows,
-        processing_class=processor,
+        model=model, args=options, data_collator=collator, train_dataset=rows, processing_class=processor
     )
     trainer.train()
     model.eval()

@@ -37,7 +37,15 @@ from recipes.study.training import (
 from recipes.synthetic.scenes import World
 
 TINY = {"num_images": 16, "num_labelled": 12, "num_tested": 8, "num_asked": 2, "vision_steps": 1, "steps": 2}
-TINY |= {"batch_size": 4, "answer_steps": 1, "redraw_steps": 1, "num_redrawn": 1, "grades": [0, 2], "seeds": [0]}
+TINY |= {
+    "batch_size": 4,
+    "answer_steps": 1,
+    "describe_steps": 1,
+    "redraw_steps": 1,
+    "num_redrawn": 1,
+    "grades": [0, 2],
+    "seeds": [0],
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +129,7 @@ def test_what_every_other_arm_trains(run, name, tmp_path):
     set_seed(0)
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(run, tmp_path, 0, 2, 4),
+        args=training_arguments(run, tmp_path, 0, 2, 4, 1e-3),
         data_collator=ArmCollator(processor, latents, arm.exchanged),
         train_dataset=rows,
         arm=arm,
