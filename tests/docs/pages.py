@@ -61,7 +61,8 @@ def commands_of(text: str) -> Iterator[list[str]]:
 def run_command(words: list[str], folder: Path) -> None:
     """Run one command in `folder`, the paths of the clone (`recipes/...`) being taken from the clone."""
     words = [found for word in words for found in (sorted(glob.glob(word, root_dir=folder)) or [word])]
-    words = [str(ROOT / word) if word.endswith(".py") and (ROOT / word).is_file() else word for word in words]
+    of_clone = ("recipes/", "tests/", "hub_upload.py")
+    words = [str(ROOT / word) if word.startswith(of_clone) and (ROOT / word).exists() else word for word in words]
     if words[0] == "python" and words[1].endswith(".py") and words[1].startswith(str(ROOT)):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)

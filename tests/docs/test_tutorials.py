@@ -11,6 +11,7 @@ from deem_fixtures import SIDE
 from pages import ROOT, definitions_of, run_page
 from PIL import Image
 from reader_material import save_material
+from transformers import AutoModel, CLIPModel
 from vlm_fixtures import tiny_vlm, vision_tower
 
 from modeling_deem import DeemFeedback
@@ -78,3 +79,46 @@ def test_the_loop_of_that_page_fits_qwen(home: Path, family: str) -> None:
     batch = vlm.collate([vlm.row(0), vlm.row(1)])
     names["training_step"](vlm.model.train(), feedback, batch, targets).backward()
     assert all(one.grad is not None for one in vision_tower(vlm.model).parameters())
+
+
+def test_refine_clip(home: Path) -> None:
+    names = run_page(TUTORIALS / "refine_clip.md", home)
+    assert type(names["refined"]) is CLIPModel and len(names["steps"]) >= 2
+    assert 0 <= names["report"]["drift"]["zero_shot_agreement"] <= 1
+    before = CLIPModel.from_pretrained(home / "clip").state_dict()
+    moved = {name for name, value in names["refined"].state_dict().items() if not value.equal(before[name])}
+    assert moved and all(name.startswith("vision_model.") for name in moved)
+    assert "mmvp_vlm" in json.loads((home / "runs/clip_comparison/comparison.json").read_text())
+
+
+def test_bring_other_parts(home: Path) -> None:
+    names = run_page(TUTORIALS / "other_parts.md", home)
+    assert torch.equal(names["alone"], names["joined"])
+    assert names["drawn"].shape == (1, 3, SIDE, SIDE) and names["drawn"].isfinite().all()
+    logs = names["joints"].state.log_history
+    assert {"text_loss", "image_loss", "consistency_loss"} <= logs[0].keys()
+    start = AutoModel.from_pretrained(home / "vision").state_dict()
+    for run, moves in (("joints", False), ("whole", True)):
+        encoder = AutoModel.from_pretrained(home / "runs" / run).model.vision_tower.encoder.state_dict()
+        assert any(not value.equal(start[name]) for name, value in encoder.items()) == moves
+    assert not (home / "runs/planned/model.safetensors").exists()
+
+
+def test_evaluate_and_compare(home: Path) -> None:
+    names = run_page(TUTORIALS / "evaluate_and_compare.md", home)
+    assert all(0 <= one["value"] <= 1 for one in names["results"]["pope"]["figures"].values())
+    assert list(names["comparison"]) == ["pope"]
+    assert len(names["images"]) == 4 and (names["found"].image_errors > 0).all()
+
+
+def test_several_gpus(home: Path) -> None:
+    names = run_page(TUTORIALS / "several_gpus.md", home)
+    assert names["logs"][-1]["step"] == 3
+    assert len(list((home / "runs/two").glob("checkpoint-3/data_position_*.pt"))) == 2  # one per process
+
+
+def test_publish(home: Path) -> None:
+    names = run_page(TUTORIALS / "publish.md", home)
+    card = (home / names["folder"] / "README.md").read_text()
+    assert "me/cards" in card and type(names["model"]).__name__ == "DeemForConditionalGeneration"
+    assert "auto_map" in json.loads((home / names["folder"] / "config.json").read_text())
