@@ -20,6 +20,7 @@ from functools import cache
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import numpy as np
 import torch
 
 LIBRARIES = [
@@ -139,6 +140,9 @@ def _become(words: list[str], files: list[Path], cwd: str, environment: dict[str
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)
     os.chdir(cwd)
+    multiprocessing.set_start_method(None, force=True)  # the script's own processes start in the usual way
+    multiprocessing.current_process().name = "MainProcess"
+    np.random.seed()  # the server's state is that of all its processes
     os.environ.clear()
     os.environ.update(environment)
     if threads := environment.get("OMP_NUM_THREADS"):
