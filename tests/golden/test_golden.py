@@ -2,13 +2,12 @@
 """The original's tensors, if they are here: every case passes `compare.py`, and nothing stored is left out."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_script
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parents[1] / "../shared/golden"
@@ -28,8 +27,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not GOLDEN.exists():
         pytest.skip("the original's tensors (../shared/golden) are not here")
     out = tmp_path_factory.mktemp("golden") / "comparisons.json"
-    command = [sys.executable, str(HERE / "compare.py"), str(GOLDEN), "--json", str(out)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = run_script(HERE / "compare.py", GOLDEN, "--json", out, logs=out.parent)
     assert out.exists(), run.stdout[-2000:] + run.stderr[-2000:]
     return {**json.loads(out.read_text()), "returncode": run.returncode, "last": run.stdout.splitlines()[-1]}
 
@@ -48,8 +46,7 @@ def test_a_case_that_shares_inputs_and_stores_no_gradients(tmp_path: Path) -> No
         (tmp_path / f"case_{name}.json").write_text(
             json.dumps({**shared, "fixed_scalars": scalars, "scalars": scalars})
         )
-    command = [sys.executable, str(HERE / "compare.py"), str(tmp_path), "--weights", str(GOLDEN)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = run_script(HERE / "compare.py", tmp_path, "--weights", GOLDEN, logs=tmp_path / "logs")
     last = run.stdout.splitlines()[-1]
     assert last.startswith("golden: 8 tensors") and last.endswith("1 failed"), run.stdout + run.stderr
     (failed,) = [line for line in run.stdout.splitlines() if "  NO" in line]
