@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
+from scripts import run_script
 from torch.utils.data import DataLoader
 
 from processing import DeemDataCollator
@@ -315,13 +315,8 @@ def test_three_sigkills_leave_ids_and_losses_as_they_were(world, tiny_processor,
     runs += [{"out": str(tmp_path / name), "workers": 2} for name in ("killed", "whole")]
     settings = {"world": str(world), "processor": str(tmp_path / "processor"), "runs": runs}
     driver = Path(__file__).with_name("resuming_driver.py")
-    done = subprocess.run(
-        [sys.executable, str(driver), json.dumps(settings)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = run_script(driver, json.dumps(settings), logs=tmp_path / "logs", **environment)
     codes = [line for line in done.stdout.splitlines() if line.lstrip("-").isdigit()]
     assert codes == [str(-signal.SIGKILL)] * 3 + ["0", "0"], f"seed {seed}\n{done.stdout}\n{done.stderr[-3000:]}"
 

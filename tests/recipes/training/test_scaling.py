@@ -43,8 +43,8 @@ def runs(tmp_path_factory):
         OMP_NUM_THREADS="1",
         PYTHONPATH=os.pathsep.join(sys.path),
     )
-    failed = [rank.stdout[-3000:] + rank.stderr[-6000:] for rank in ranks if rank.returncode]
-    assert not failed, "\n".join(failed)
+    said = (rank.stdout[-3000:] + rank.stderr[-6000:] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
     first, second = json.loads((folder / "draws.json").read_text())
     assert not set(first) & set(second)  # noise and timesteps of their own in every process
     curves |= json.loads((folder / "curves.json").read_text())

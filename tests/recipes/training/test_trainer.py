@@ -3,9 +3,7 @@
 
 import io
 import json
-import os
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from deem_fixtures import START, tiny_batch, tiny_draws, tiny_model
+from scripts import start_script
 from torch.utils.data import IterableDataset
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 
@@ -440,20 +439,16 @@ def test_sigkill_and_the_same_command_again(tiny_processor, tmp_path, monkeypatc
         pretrain.main()
         return json.loads((tmp_path / output_dir / "trainer_state.json").read_text())
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command("killed")], env=environment, stdout=log, stderr=log, cwd=tmp_path
-        )
-        try:
-            deadline = time.time() + 120
-            while last_complete_checkpoint(tmp_path / "killed") is None and process.poll() is None:
-                assert time.time() < deadline, "no checkpoint within two minutes"
-                time.sleep(0.02)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    script = start_script(*command("killed"), logs=tmp_path / "logs", cwd=tmp_path, OMP_NUM_THREADS="1")
+    try:
+        deadline = time.time() + 120
+        while last_complete_checkpoint(tmp_path / "killed") is None and script.returncode is None:
+            assert time.time() < deadline, "no checkpoint within two minutes"
+            time.sleep(0.02)
+    finally:
+        script.process.kill()
+        script.process.join()
+    assert script.returncode == -signal.SIGKILL, script.stdout + script.stderr
     assert not (tmp_path / "killed" / "trainer_state.json").exists()
 
     resumed, whole = run_here("killed"), run_here("whole")
