@@ -3,8 +3,6 @@
 
 import copy
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from conftest import build_tokenizer
 from datasets import Dataset
 from PIL import Image
+from scripts import run_ranks
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -294,10 +293,9 @@ def test_two_processes_are_two_micro_batches(llava: TinyVlm, tmp_path: Path) -> 
     script.write_text(code)
     root = Path(__file__).resolve().parents[2]
     paths = os.pathsep.join(str(root / part) for part in ("", "tests", "tests/modeling_deem"))
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, str(script), str(tmp_path)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ranks = run_ranks(script, tmp_path, logs=tmp_path / "logs", **environment)
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(rank.stderr[-3000:] for rank in ranks)
     states, losses = torch.load(tmp_path / "state.pt")
     sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = trainer_of(llava, feedback_of(llava), tmp_path / "one", **sizes)
