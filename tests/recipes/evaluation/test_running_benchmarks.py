@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from evaluation_fixtures import checkpoint, lines_of, run
 from PIL import Image
+from scripts import SERVER
 
 from recipes import evaluate
 from recipes.data.samples import IMAGE
@@ -61,7 +62,9 @@ def test_killed_runs_go_on_with_another_batch_size(data: Path, whole: Path, tmp_
             target=run, args=(checkpoint("deem"), tmp_path, data, "pope"), kwargs={"batch_size": batch_size}
         )
         process.start()
+        deadline = time.monotonic() + 120
         while process.is_alive() and (not file.is_file() or file.read_bytes().count(b"\n") < number):
+            assert time.monotonic() < deadline, f"fewer than {number} answers within two minutes"
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -89,14 +92,15 @@ def test_two_processes_give_each_id_once_and_the_same_answers(data: Path, whole:
     begun = lines_of(whole / "pope")[:3]  # what a run of one process had left
     shutil.copy(whole / "pope" / "manifest.json", tmp_path / "pope")
     (tmp_path / "pope" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in begun))
-    fresh = multiprocessing.get_context("spawn")  # forked from a process with threads, ranks may wait for ever
-    ranks = [
-        fresh.Process(target=_one_of_two, args=(rank, port, checkpoint("deem"), tmp_path, data)) for rank in (0, 1)
+    ranks = [  # forked from a process with threads, they may wait for ever
+        SERVER.Process(target=_one_of_two, args=(rank, port, checkpoint("deem"), tmp_path, data)) for rank in (0, 1)
     ]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(60)
+        process.kill()
+        process.join()
     assert [process.exitcode for process in ranks] == [0, 0]
     assert same_but_order(tmp_path, whole)
     assert not list((tmp_path / "pope").glob("predictions-*"))
