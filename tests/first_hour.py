@@ -7,7 +7,6 @@ python -m pytest -q tests/first_hour.py
 import csv
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from deem_fixtures import SIDE, Q, tiny_batch, tiny_model
 from family_fixtures import OLD_VOCABULARY, save_diffusion, save_text, text_config, vision_config
 from peft import PeftModel
 from PIL import Image
+from scripts import run_script
 from transformers import AutoModel, ConvNextImageProcessorPil, SiglipImageProcessorPil
 
 import hub_upload
@@ -208,7 +208,8 @@ def test_the_encoder_is_of_use_without_the_package(composed, parts) -> None:
     script = example("docs/parts.md", "## The feedback alone, and the encoder afterwards")
     exec(script.replace('"encoder"', repr(str(parts / "encoder"))), composed | {"image": image})
     assert model.model.vision_tower.encoder.embeddings.patch_embedding.weight.grad.any()
-    subprocess.run([sys.executable, "-c", WITHOUT_THE_PACKAGE], cwd=parts, check=True)
+    alone = run_script("-c", WITHOUT_THE_PACKAGE, cwd=parts, logs=parts / "logs")
+    assert alone.returncode == 0, alone.stderr
     pixels, seen = torch.load(parts / "seen.pt")
     with torch.no_grad():
         ours = processor(text="<image>", images=image, return_tensors="pt")["pixel_values"]

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 from conftest import build_tokenizer
 from deem_fixtures import STRUCTURE, Q, tiny_model
+from scripts import run_script
 from transformers import AutoModel, AutoProcessor, ConvNextImageProcessorPil
 
 import hub_upload
@@ -278,8 +279,5 @@ def test_neither_the_checkpoint_nor_the_code_is_overwritten(checkpoint, tmp_path
 
 
 def test_help_from_anywhere(tmp_path) -> None:
-    script = Path(hub_upload.__file__)
-    result = subprocess.run(
-        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, env=os.environ.copy()
-    )
+    result = run_script(hub_upload.__file__, "--help", cwd=tmp_path, logs=tmp_path)
     assert result.returncode == 0 and "--dry-run" in result.stdout

@@ -1,9 +1,6 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Saving and loading of the whole model."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +10,7 @@ from deem_fixtures import (
     tiny_model,
 )
 from family_fixtures import vision_config
+from scripts import run_script
 
 from modeling_deem import DeemForConditionalGeneration
 
@@ -48,13 +46,8 @@ def test_every_tensor_and_buffer_survives_in_a_fresh_process(tmp_path) -> None:
         assert not any(name.endswith(f".{buffer}") for name in model.state_dict())
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     torch.save((expected, frozen), tmp_path / "expected.pt")
-    result = subprocess.run(
-        [sys.executable, "-c", LOADING, str(tmp_path / "model"), str(tmp_path / "expected.pt")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    files = (tmp_path / "model", tmp_path / "expected.pt")
+    result = run_script("-c", LOADING, *files, logs=tmp_path / "logs", cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert result.returncode == 0 and "all equal" in result.stdout, result.stderr[-3000:]
 
 

@@ -2,9 +2,6 @@
 """A saved checkpoint through the Auto classes and `pipeline("image-text-to-text")`, and what they refuse."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 from conftest import build_tokenizer
 from deem_fixtures import STRUCTURE, Q, tiny_model
+from scripts import run_script
 from transformers import AutoProcessor, ConvNextImageProcessorPil, ImageTextToTextPipeline, pipeline
 
 from modeling_deem import DeemForConditionalGeneration
@@ -176,13 +174,8 @@ print("ANSWERS " + json.dumps(answers, default=str))
 
 
 def test_in_a_fresh_process(checkpoint, pipe, tmp_path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", IN_A_FRESH_PROCESS, checkpoint],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    place = {"logs": tmp_path / "logs", "cwd": tmp_path, "PYTHONPATH": str(ROOT)}
+    result = run_script("-c", IN_A_FRESH_PROCESS, checkpoint, **place)
     assert result.returncode == 0, result.stderr[-3000:]
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("ANSWERS ")]
     chat, plain, batch, text_only = json.loads(line.removeprefix("ANSWERS "))

@@ -1,13 +1,12 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """recipes/add_feedback.py: the feedback for a model of another class, from data to an ordinary checkpoint."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from family_fixtures import save_text
+from scripts import run_script
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from modeling_deem import DeemFeedback
@@ -68,7 +67,7 @@ from transformers import AutoModelForImageTextToText
 for folder in {[whole, adapted]}:
     print(type(AutoModelForImageTextToText.from_pretrained(folder)).__module__)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_script("-c", code, logs=tmp_path / "logs")
     assert done.stdout.split() == ["transformers.models.llava.modeling_llava"] * 2, done.stderr
     for folder, language_model_moves in ((whole, False), (adapted, True)):
         after = dict(AutoModelForImageTextToText.from_pretrained(folder).named_parameters())

@@ -2,8 +2,6 @@
 """recipes/generate.py, on a small untrained checkpoint."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from deem_fixtures import SIDE, tensors_of, tiny_model
 from PIL import Image
+from scripts import run_script
 from trl import TrlParser
 
 from modeling_deem import DeemForConditionalGeneration
@@ -73,9 +72,8 @@ def test_images_alone_and_text_alone(checkpoint: Path, image_files: list[str], t
 def test_script_reads_flags_and_yaml(checkpoint: Path, tmp_path: Path) -> None:
     """As a user starts it, from another folder: flags override the file."""
     (tmp_path / "options.yaml").write_text(f"model: {checkpoint}\nmax_new_tokens: 2\nout: nowhere\n")
-    script = Path(generate.__file__)
     flags = ["--config", "options.yaml", "--text", "a star", "--out", "written"]
-    result = subprocess.run([sys.executable, str(script), *flags], cwd=tmp_path, capture_output=True, text=True)
+    result = run_script(generate.__file__, *flags, cwd=tmp_path, logs=tmp_path / "logs")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "written" / "answers.jsonl").is_file() and not (tmp_path / "nowhere").exists()
 

@@ -2,13 +2,12 @@
 """The synthetic world: its truth is true, it is deterministic, and what it writes are the real formats."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import run_script
 
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import (
@@ -236,13 +235,14 @@ def test_truth_masks_are_coco_run_lengths(tmp_path):
 
 def test_command_line(tmp_path):
     script = Path(__file__).resolve().parents[3] / "recipes" / "world.py"
-    command = [sys.executable, str(script), "--out", str(tmp_path), "--num", "3", "--size", "32"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert "Wrote 3 images of 32 px" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {
+    out, logs = tmp_path / "world", tmp_path / "logs"
+    command = (script, "--out", out, "--num", "3", "--size", "32")
+    done = run_script(*command, logs=logs, cwd=tmp_path)
+    assert done.returncode == 0 and "Wrote 3 images of 32 px" in done.stdout, done.stderr
+    assert {path.name for path in out.iterdir()} == {
         *("mmc4_annts", "mmc4_images", "truth.jsonl", "captions", "vqa", "pope", "robustvqa")
     }
-    bad = subprocess.run([*command, "--formats", "cocoa"], capture_output=True, text=True, cwd=tmp_path)
+    bad = run_script(*command, "--formats", "cocoa", logs=logs, cwd=tmp_path)
     assert bad.returncode != 0 and "cocoa" in bad.stderr and "robustvqa" in bad.stderr
 
 
