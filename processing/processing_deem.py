@@ -88,8 +88,8 @@ class DeemProcessor(ProcessorMixin):
             sees to bos, eos and padding.
         chat_template (`str`, *optional*): Jinja template; default is the released dialogue form.
         num_image_tokens (`int`, defaults to 77): Q, image tokens per image. As in the model's config.
+        image_token (`str`, defaults to `"<image>"`): placeholder in the text and token of every image slot.
         start_of_image_token (`str`, defaults to `"<|startofimage|>"`): token before the slots of every image.
-        start_of_image_token (`str`, defaults to `"<|startofimage|>"`).
 
     Attributes: `image_token_id`, `start_of_image_token_id`.
 
