@@ -148,6 +148,8 @@ def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 def options_page(script: Path, parser: argparse.ArgumentParser, libraries: dict[str, dict[str, Any]]) -> str:
     """The options of one command: its own in full, a library's only where the default is another."""
+    from trl import TrlParser
+
     actions = options_of(parser)
     names = {action.dest for action in actions}
     bases = [page for page, known in libraries.items() if set(known) <= names]
@@ -167,6 +169,8 @@ def options_page(script: Path, parser: argparse.ArgumentParser, libraries: dict[
         "",
     ]
     lines += ["## Options", "", *table(own), ""]
+    if isinstance(parser, TrlParser):
+        lines += ["With `--config`, a YAML file gives any of them; the command line wins.", ""]
     if base:
         lines += [f"Besides, all options of [`{INHERITED[base]}`]({base}.md)."]
         lines += ["With another default:", "", *table(changed), ""] if changed else [""]

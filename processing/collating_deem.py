@@ -14,6 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_deem import check_text, encode_marked
 from .processing_deem import DeemProcessor
+from .regions_deem import merge_regions
 from .samples_deem import check_kinds
 
 IGNORED = -100
@@ -102,9 +103,9 @@ class DeemDataCollator:
     - `{"samples": [...]}`, samples of one mode in the forms above that share a row, one behind the other, each a document
       of its own.
 
-    Each may also have `"region_masks"` (one `(H, W)` mask or None per image), `"image_loss_mask"` (one bool per image:
-    is its drawing supervised?), `"mode"` (`"interleaved"`, the default, `"image_to_text"` or `"text_to_image"`; one
-    mode per batch) and `"id"` (for messages).
+    Each may also have `"region_masks"` (one `(H, W)` mask or None per image) or `"boxes"`, `"points"` (as the image
+    processor takes them), `"image_loss_mask"` (one bool per image: is its drawing supervised?), `"mode"`
+    (`"interleaved"`, the default, `"image_to_text"` or `"text_to_image"`; one mode per batch) and `"id"` (for messages).
 
     Args:
         processor: a `DeemProcessor` with bos, eos and pad tokens.
@@ -294,7 +295,7 @@ class DeemDataCollator:
         row.setdefault("prompt_length", 0)
         row.setdefault("said_by_assistant", row["attention_mask"])
         self._check_row(sample, row)
-        for name in ("region_masks", "image_loss_mask", "document_starts"):
+        for name in ("region_masks", "boxes", "points", "image_loss_mask", "document_starts"):
             value = sample.get(name)
             if name != "region_masks" and hasattr(value, "tolist"):
                 value = value.tolist()
@@ -309,7 +310,9 @@ class DeemDataCollator:
                 f"Sample {sample['id']} has document_starts {row['document_starts']} in {len(row['input_ids'])} tokens. "
                 "Give columns of the sample."
             )
-        row["region_masks"] = row["region_masks"] or [None] * len(images)
+        with _named(sample):
+            regions = merge_regions(row["region_masks"], row.pop("boxes"), row.pop("points"))
+        row["region_masks"] = regions or [None] * len(images)
         return row
 
     def _encode_several(self, sample: Mapping[str, Any]) -> dict[str, Any]:

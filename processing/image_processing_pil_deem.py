@@ -24,6 +24,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .image_reading_deem import as_array, read_image, to_rgb, upright
+from .regions_deem import Region, merge_regions
 
 _HALF = (0.5, 0.5, 0.5)  # mean and std that take [0, 1] to [-1, 1]
 
@@ -36,11 +37,20 @@ class DeemImageProcessorKwargs(ImagesKwargs, total=False):
         Whether to return `target_pixel_values` as well. Needed in training only.
     region_masks (*optional*):
         One mask per image (`None` for a whole image), each `(H, W)` like its image; non-zero means inside the region.
+    boxes (*optional*):
+        Regions as boxes `[x1, y1, x2, y2]`, one per image (`None` for a whole image), in pixels of the upright image.
+    points (*optional*):
+        Regions as points `[x, y]`, one per image, likewise: the disc around each.
+    point_radius (`float`, *optional*, defaults to 0.05):
+        Radius of these discs, as a share of the image's shorter side.
     """
 
     target_size: int | list[int] | tuple[int, ...] | dict[str, int] | None
     return_targets: bool | None
     region_masks: Any
+    boxes: Any
+    points: Any
+    point_radius: float | int | None
 
 
 def halving_sizes(height: int, width: int, side: int) -> list[tuple[int, int]]:
@@ -83,7 +93,8 @@ class DeemImageProcessorMixin:
     region mask is as large as the upright image.
 
     Raises `ValueError` for a file that cannot be read (named), an image that is too large or that no rule makes RGB, a
-    region mask whose size is not its image's, numbers of masks and images that differ, and sizes without height and width.
+    region mask whose size is not its image's, a box or point outside of it, numbers of regions and images that differ, and
+    sizes without height and width.
     """
 
     valid_kwargs = DeemImageProcessorKwargs
@@ -173,8 +184,15 @@ class DeemImageProcessorMixin:
         super()._validate_preprocess_kwargs(**{**kwargs, "crop_size": kwargs["size"]})
 
     def _preprocess_image_like_inputs(
-        self, images: ImageInput, region_masks: Any = None, **kwargs: Unpack[DeemImageProcessorKwargs]
+        self,
+        images: ImageInput,
+        region_masks: Any = None,
+        boxes: Any = None,
+        points: Any = None,
+        point_radius: float | None = None,
+        **kwargs: Unpack[DeemImageProcessorKwargs],
     ) -> BatchFeature:
+        region_masks = merge_regions(region_masks, boxes, points, point_radius)
         images = self._prepare_image_like_inputs(images, **kwargs)
         if not images:
             raise ValueError("Got no image. Give at least one, or call the processor with text alone.")
@@ -190,7 +208,7 @@ class DeemImageProcessorMixin:
     def _prepare_region_masks(
         self, region_masks: Any, image_sizes: list[tuple[int, int]]
     ) -> list[np.ndarray | None] | None:
-        """Any nesting of masks -> one `(H, W)` bool array or None per image; None if no image has a region."""
+        """Any nesting of masks and regions -> one `(H, W)` bool array or None per image; None if no image has a region."""
         if region_masks is None:
             return None
         if isinstance(region_masks, PIL.Image.Image) or getattr(region_masks, "ndim", None) == 2:
@@ -209,7 +227,9 @@ class DeemImageProcessorMixin:
             )
         masks = []
         for index, (mask, size) in enumerate(zip(flat, image_sizes, strict=True)):
-            if mask is not None:
+            if isinstance(mask, Region):
+                mask = mask.mask(size, index)
+            elif mask is not None:
                 mask = as_array(mask)
                 mask = mask.squeeze() if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[-1]) else mask
                 if mask.shape != size:

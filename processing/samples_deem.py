@@ -21,6 +21,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], tuple[type, ...], str]] = {
     "document_starts": (_LIST, (Integral,), "a list of whole numbers"),
     "image_loss_mask": (_LIST, (bool, np.bool_, Integral), "a list of bools"),
     "region_masks": (_LIST, (), "a list of masks"),
+    "boxes": (_LIST, (), "a list of [x1, y1, x2, y2]"),
+    "points": (_LIST, (), "a list of [x, y]"),
     "trained_spans": ((list, tuple), (list, tuple), "a list of (start, end)"),
 }
 

@@ -34,6 +34,8 @@ def options(site: Path) -> Options:
     text = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.html")}
     own = {name: set(re.findall(r"<code>(--[\w-]+)</code>", page)) for name, page in text.items()}
     for name, page in text.items():
+        if "With <code>--config</code>" in page:
+            own[name] = own[name] | {"--config"}
         for library in ("sft_config", "training_arguments"):
             if f'Besides, all options of <a href="{library}.html">' in page:
                 own[name] = own[name] | own[library]
@@ -70,7 +72,7 @@ def commands() -> list[tuple[str, str, set[str]]]:
     found = []
     for page in PAGES:
         for block in blocks_of(page):
-            if block.language in ("bash", "console", ""):
+            if block.language in ("bash", "console"):
                 found += [(block.place, words) for words in commands_of(block.text)]
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for line in re.findall(r"`((?:python )?(?:recipes/\w+|hub_upload)\.py [^`]*)`", text):
