@@ -31,16 +31,20 @@ class DeemImageError(ModelOutput):
         image_errors: (N,) float32, mean over `timestep_errors`.
         error_maps: (N, s, s) float32, of each latent cell, mean over channels, noises and timesteps.
         timestep_errors: (N, T) float32, mean over the cells, within the region where one was given.
+        timestep_error_maps: (N, T, s, s) float32, whose mean over the timesteps `error_maps` is.
         token_errors: (N, L) float32, how much `image_errors` grows where one token is left out: below 0 where the image is
             redrawn better without. With `per_token` only.
-        token_mask: bool (N, L), which tokens an image has; None where all have L. `token_errors` is 0 elsewhere.
+        token_error_maps: (N, L, s, s) float32, how much each cell of `error_maps` grows then; 0 outside of a region.
+        token_mask: bool (N, L), which tokens an image has; None where all have L. Errors of tokens are 0 elsewhere.
         timesteps: int64 (T,), those measured at.
     """
 
     image_errors: torch.Tensor | None = None
     error_maps: torch.Tensor | None = None
     timestep_errors: torch.Tensor | None = None
+    timestep_error_maps: torch.Tensor | None = None
     token_errors: torch.Tensor | None = None
+    token_error_maps: torch.Tensor | None = None
     token_mask: torch.Tensor | None = None
     timesteps: torch.Tensor | None = None
 
@@ -168,11 +172,8 @@ def redrawing_errors(
     return torch.cat(pieces).unflatten(0, shape).mean(2)
 
 
-def left_out_errors(part: DeemDiffusionModel, redrawn: Redrawn, draws: Draws, weights: torch.Tensor) -> torch.Tensor:
-    """Errors (N, L) of the images without their first token, their second, and so on.
-
-    Args:
-        weights: (N or 1, 1, s, s), how much each cell counts.
+def left_out_errors(part: DeemDiffusionModel, redrawn: Redrawn, draws: Draws) -> torch.Tensor:
+    """Errors (N, L, s, s) of the images without their first token, their second, and so on; means over timesteps.
 
     Raises:
         ValueError: an image of one token.
@@ -184,7 +185,7 @@ def left_out_errors(part: DeemDiffusionModel, redrawn: Redrawn, draws: Draws, we
             "tokens."
         )
     each = max(1, draws.batch_size // (len(draws.timesteps) * len(draws.noise)))
-    weights, others = weights.expand(count, -1, -1, -1), torch.arange(length - 1, device=redrawn.tokens.device)
+    others = torch.arange(length - 1, device=redrawn.tokens.device)
     pieces = []
     for pairs in torch.arange(count * length, device=others.device).split(each):
         image, token = pairs // length, pairs % length
@@ -193,7 +194,7 @@ def left_out_errors(part: DeemDiffusionModel, redrawn: Redrawn, draws: Draws, we
         condition, mask = redrawn.condition_of(redrawn.tokens[image[:, None], kept], mask)
         states = states_of(redrawn.states, image)
         errors = redrawing_errors(part, redrawn.latents[image], condition, draws, states, mask)
-        pieces.append((errors * weights[image]).sum((-2, -1)).mean(1))
+        pieces.append(errors.mean(1))
     return torch.cat(pieces).unflatten(0, (count, length))
 
 
@@ -205,8 +206,9 @@ def measure(part: DeemDiffusionModel, redrawn: Redrawn, draws: Draws, per_token:
     errors = redrawing_errors(part, redrawn.latents, condition, draws, redrawn.states, mask)
     side = errors.shape[-2:]
     weights = torch.ones_like(errors[:1, :1]) / (side[0] * side[1])
+    regions = None
     if redrawn.regions is not None:
-        regions = resize_region_masks(redrawn.regions, side, part.region_mask_resize).to(errors)
+        regions = resize_region_masks(redrawn.regions, side, part.region_mask_resize).to(errors)  # [N, 1, s, s]
         weights = regions / (regions.sum((1, 2, 3), keepdim=True) + 1e-8)
         errors = errors * regions
     of_timesteps = (errors * weights).sum((-2, -1))
@@ -214,12 +216,15 @@ def measure(part: DeemDiffusionModel, redrawn: Redrawn, draws: Draws, per_token:
         image_errors=of_timesteps.mean(1),
         error_maps=errors.mean(1),
         timestep_errors=of_timesteps,
+        timestep_error_maps=errors,
         token_mask=redrawn.mask,
         timesteps=draws.timesteps,
     )
     if per_token:
-        without = left_out_errors(part, redrawn, draws, weights) - found.image_errors[:, None]
-        found.token_errors = without if redrawn.mask is None else without * redrawn.mask
+        without = left_out_errors(part, redrawn, draws)  # [N, L, s, s]
+        without = (without if regions is None else without * regions) - found.error_maps[:, None]
+        found.token_error_maps = without if redrawn.mask is None else without * redrawn.mask[..., None, None]
+        found.token_errors = (found.token_error_maps * weights).sum((-2, -1))
     return found
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
-"""Run all recipes on a CPU: parts -> pretrain -> SFT on questions -> generate -> evaluate -> report.
+"""Run all recipes on a CPU: parts -> pretrain -> SFT on questions -> generate -> evaluate -> inspect -> report.
 
     python recipes/demo.py                    # what `make demo` runs
     python recipes/demo.py --out runs/other   # the same into another folder
@@ -66,12 +66,14 @@ def make_stages(arguments: DemoArguments) -> list[Stage]:
     draw = ["--text", "a red circle", "a blue star", "--draw", "--no_answer", "--out", f"{generate}/drawn"]
     measure = ["--model", str(sft), "--reference", f"{pretrain}/initial", "--out", str(evaluation)]
     generations = [["generate.py", "--model", str(sft), *flags] for flags in (draw, ask)]
+    see = ["--model", str(sft), "--against", str(pretrain), "--images", image, "--out", str(out / "seen")]
     return [
         Stage("parts", Path(parts, "diffusion", "model_index.json"), [["parts.py", "--out", parts]]),
         Stage("pretrain", pretrain / "trainer_state.json", [compose], resumes_in=pretrain),
         Stage("sft", sft / "trainer_state.json", [tune], resumes_in=sft),
         Stage("generate", generate / "answers.jsonl", generations),
         Stage("evaluate", evaluation / "metrics.json", [["evaluate.py", *measure]]),
+        Stage("inspect", out / "seen" / "inspection.html", [["inspect_image.py", *see]]),
         Stage("report", out / "report.html", [["report.py", "--run", str(out), "--title", "DEEM demo"]]),
     ]
 

@@ -10,6 +10,7 @@ Reads the files that the other recipes leave in the run's folder, and leaves out
     parts.json                                                   parameters trained and frozen per part
     data_report.json                                             samples read and skipped per source
     metrics.json, samples/samples.json                           figures, sample sheet and answers
+    seen/inspection.json                                         what the encoder sees (recipes/inspect_image.py)
 
 A run of several stages has them in folders of its own, one level below; `evaluation/` is one of them. The plots of the
 report also lie as PNG files in `report/`.

@@ -33,9 +33,14 @@ def make_inputs(
     return {name: value.to(model.device) for name, value in inputs.items()}
 
 
-def make_generators(model: PreTrainedModel, seed: int, number: int) -> list[torch.Generator]:
-    """Return one source of noise per image, so that no image depends on those it shares a batch with."""
-    return [torch.Generator(model.device).manual_seed(seed + index) for index in range(number)]
+def make_generators(model: PreTrainedModel, seed: int | Sequence[int], number: int) -> list[torch.Generator]:
+    """Return one source of noise per image, so that no image depends on those it shares a batch with.
+
+    Args:
+        seed: of the first, from which the others count on; or one of each.
+    """
+    seeds = range(seed, seed + number) if isinstance(seed, int) else seed
+    return [torch.Generator(model.device).manual_seed(one) for one in seeds]
 
 
 @contextmanager
@@ -142,15 +147,17 @@ def redraw_images(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence[Image.Image | str],
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 50,
+    region_masks: Sequence[Any] | None = None,
     **sampling_options: Any,
 ) -> list[Image.Image]:
     """Draw each image again from its own image tokens and features: what the encoder sees.
 
     Args:
         images: N images, PIL or file names.
-        seed: of the noise.
+        seed: of the first image's noise, from which the others count on; or one of each.
+        region_masks: N masks (H, W), or None for a whole image.
         batch_size: images at a time.
         sampling_options: options of `model.reconstruct`: `num_inference_steps`, `guidance_scale`, `scheduler`.
 
@@ -159,8 +166,10 @@ def redraw_images(
     """
     generators = make_generators(model, seed, len(images))
     drawn = []
-    for image_batch, generator in batches(batch_size, images, generators):
-        inputs = processor.image_processor(list(image_batch), return_tensors="pt").to(model.device)
+    masks = [None] * len(images) if region_masks is None else region_masks
+    for image_batch, generator, mask_batch in batches(batch_size, images, generators, masks):
+        regions = {} if region_masks is None else {"region_masks": list(mask_batch)}
+        inputs = processor.image_processor(list(image_batch), return_tensors="pt", **regions).to(model.device)
         drawn += to_pil(model.reconstruct(**inputs, generator=generator, **sampling_options))
     return drawn
 

@@ -8,6 +8,7 @@ from recipes.run_report.markup import section
 from recipes.run_report.plots import plot_drawings, plot_sheet
 from recipes.run_report.sections import figure_tiles, sample_sections, stage_curves, stage_sections
 from recipes.run_report.stages import find_stages, read_json
+from recipes.seeing.sheets import inspection_sections
 from recipes.whole_files import check_writable, write_whole
 
 
@@ -54,6 +55,7 @@ def write_report(run: str | Path, title: str | None = None) -> Path:
                 *(stage_curves(stage, plots) for stage in stages),
             ),
             *sample_sections(samples, drawings, evaluation / "samples"),
+            *inspection_sections(run / "seen"),
             *stage_sections(stages),
         ]
     )

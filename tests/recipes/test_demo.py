@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from trl import TrlParser
 
-from recipes import demo, evaluate, generate, parts, pretrain, report, sft
+from recipes import demo, evaluate, generate, inspect_image, parts, pretrain, report, sft
 from recipes.training.defaults import parse_recipe
 
 
@@ -30,10 +30,12 @@ def test_recipes_understand_the_commands(stages: list[demo.Stage]) -> None:
                     "parts.py": parts.PartsArguments,
                     "generate.py": generate.GenerateArguments,
                     "evaluate.py": evaluate.EvaluateArguments,
+                    "inspect_image.py": inspect_image.InspectArguments,
                     "report.py": report.ReportArguments,
                 }[recipe]
                 parsed[recipe] = TrlParser(group).parse_args_and_config(flags)
-    assert list(parsed) == ["parts.py", "pretrain.py", "sft.py", "generate.py", "evaluate.py", "report.py"]
+    order = ["parts.py", "pretrain.py", "sft.py", "generate.py", "evaluate.py", "inspect_image.py", "report.py"]
+    assert list(parsed) == order
     assert parsed["sft.py"][0].model == parsed["pretrain.py"][-1].output_dir
     (evaluated,) = parsed["evaluate.py"]
     assert evaluated.model == parsed["generate.py"][0].model == parsed["sft.py"][-1].output_dir
