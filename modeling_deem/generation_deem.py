@@ -7,7 +7,7 @@ Letters: B sequences, T tokens, N images given, D language width, H image side.
 import torch
 from diffusers import SchedulerMixin
 
-from .image_decoder_deem import DeemImageDecoder
+from .image_decoder_deem import DeemImageDecoder, StepCallback
 from .image_states_deem import first_image_tokens
 from .interleaving_deem import InterleavingMixin
 
@@ -92,6 +92,7 @@ class DeemGenerationMixin(InterleavingMixin):
         scheduler: SchedulerMixin | None = None,
         target_images: torch.Tensor | None = None,
         document_starts: torch.Tensor | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> torch.Tensor:
         """Draws one image per row, from what the row has said and shown so far.
 
@@ -108,6 +109,7 @@ class DeemGenerationMixin(InterleavingMixin):
             scheduler: any diffusers scheduler built from the model's scheduler config.
             target_images: int64 (G,), numbers of the images in the text to draw instead, in the order of the batch.
             document_starts: int64, the column from which each image's context counts; the latest bos otherwise.
+            callback_on_step_end: as in `DeemImageDecoder.sample`.
 
         Returns:
             (B, 3, H, H) in [0, 1], or (G, 3, H, H).
@@ -129,7 +131,8 @@ class DeemGenerationMixin(InterleavingMixin):
         text, last_only = (outputs.last_hidden_state, input_ids, attention_mask), target_images is None
         contexts, mask, states = self.get_image_context(*text, images, document_starts, last_only, target_images)
         condition = decoder.condition_from_context(contexts, mask)
-        return decoder.sample(condition, states, num_inference_steps, guidance_scale, generator, latents, scheduler)
+        sampling = (num_inference_steps, guidance_scale, generator, latents, scheduler, callback_on_step_end)
+        return decoder.sample(condition, states, *sampling)
 
     def append_start_of_image(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -159,10 +162,12 @@ class DeemGenerationMixin(InterleavingMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         scheduler: SchedulerMixin | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> torch.Tensor:
         """What the encoder sees: redraws each image (N, 3, h, w) from its own tokens -> (N, 3, H, H) in [0, 1]."""
         decoder = self.require_image_decoder()
         images = self.get_image_features(pixel_values, region_masks, return_dict=True)
         states = decoder.consistency_states(images.image_tokens, images.image_features, region_masks)
         condition = decoder.condition_from_tokens(images.image_tokens)
-        return decoder.sample(condition, states, num_inference_steps, guidance_scale, generator, latents, scheduler)
+        sampling = (num_inference_steps, guidance_scale, generator, latents, scheduler, callback_on_step_end)
+        return decoder.sample(condition, states, *sampling)

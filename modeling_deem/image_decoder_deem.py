@@ -8,6 +8,7 @@ L context length, s latent side, H image side.
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 
 import diffusers
@@ -24,6 +25,8 @@ from .losses_deem import region_mean, supervised_mean
 from .perceiver_deem import DeemPerceiver
 from .scheduling_deem import prediction_type
 from .vision_deem import resize_region_masks, sincos_positions_1d
+
+StepCallback = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 class DeemImageDecoder(DeemDiffusionModel):
@@ -194,6 +197,7 @@ class DeemImageDecoder(DeemDiffusionModel):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         scheduler: diffusers.SchedulerMixin | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> torch.Tensor:
         """Images (N, 3, H, H) in [0, 1], denoised from noise under `condition` (N, Q, C).
 
@@ -204,6 +208,9 @@ class DeemImageDecoder(DeemDiffusionModel):
                 neighbors.
             latents: initial noise (N, 4, s, s) of variance 1.
             scheduler: any diffusers scheduler with the same noise, see `make_scheduler`; the model's own otherwise.
+            callback_on_step_end: called after each step with its number from 0, its timestep, and the latents (N, 4, s, s)
+                that `decode` makes a preview of: without noise as the scheduler estimates them, or as they are where it
+                does not say. What it raises ends sampling.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -231,7 +238,7 @@ class DeemImageDecoder(DeemDiffusionModel):
 
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
-        for timestep in scheduler.timesteps:
+        for step, timestep in enumerate(scheduler.timesteps):
             noisy = torch.cat([latents, latents]) if guided else latents
             if hasattr(scheduler, "scale_model_input"):
                 noisy = scheduler.scale_model_input(noisy, timestep)
@@ -239,5 +246,8 @@ class DeemImageDecoder(DeemDiffusionModel):
             if guided:
                 without, within = prediction.chunk(2)
                 prediction = without + scale * (within - without)
-            latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+            stepped = scheduler.step(prediction, timestep, latents, **extra)
+            latents = stepped.prev_sample
+            if callback_on_step_end is not None:
+                callback_on_step_end(step, timestep, stepped.get("pred_original_sample", latents))
         return self.decode(latents)

@@ -6,6 +6,7 @@ import torch
 from deem_fixtures import BOS, EOS, IMAGE, SIDE, START, STRUCTURE, Q, rows_of, tiny_batch, tiny_model
 from given_noise import GivenNoiseScheduler
 from torch.nn import functional as F
+from transformers import StoppingCriteria
 
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemImageProcessorPil
@@ -186,6 +187,51 @@ def test_a_drawn_picture_is_read_normalized(model, image_processor) -> None:
         torch.tensor(value)[:, None, None] for value in (image_processor.image_mean, image_processor.image_std)
     )
     torch.testing.assert_close(output.pixel_values[0], (picture - mean) / std, rtol=0, atol=1e-5)
+
+
+def test_regions_are_seen_and_drawn_images_whole(model, image_processor) -> None:
+    batch = tiny_batch("bti", "bts", padding_side="left", targets=False)
+    masks = torch.zeros(1, 1, SIDE, SIDE)
+    masks[..., :32] = 1
+    options = {"max_pieces": 2, "draw_every_turn": True, "stop_at_eos": False}
+    output = interleave(model, batch, image_processor, region_masks=masks, generator=generators(2), **options)
+    assert torch.equal(output.region_masks[0], masks[0]) and (output.region_masks[1:] == 1).all()
+    assert len(output.region_masks) == len(output.pixel_values) == 3
+    alone = {name: value[:1] for name, value in batch.items()}
+    first = interleave(model, alone, image_processor, region_masks=masks, generator=generators(2)[:1], **options)
+    torch.testing.assert_close(first.pieces[0][1], output.pieces[0][1], rtol=0, atol=1e-5)
+    unseen = interleave(model, alone, image_processor, generator=generators(2)[:1], **options)
+    assert (unseen.pieces[0][1] - first.pieces[0][1]).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="2 region masks for 1 images"):
+        interleave(model, alone, image_processor, region_masks=torch.ones(2, 1, SIDE, SIDE))
+
+
+def test_tokens_and_steps_are_watched_as_they_come(model, image_processor) -> None:
+    words, steps = [], []
+
+    class Watching(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+            words.append(input_ids[0].tolist())
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    batch = tiny_batch("btit", targets=False)
+    output = interleave(
+        model,
+        batch,
+        image_processor,
+        max_pieces=2,
+        draw_every_turn=True,
+        stop_at_eos=False,
+        generator=generators(1),
+        stopping_criteria=[Watching()],
+        callback_on_step_end=lambda step, timestep, latents: steps.append((step, int(timestep), latents)),
+    )
+    length = batch["input_ids"].shape[1]
+    written = [token for token in words[-1][length:] if token not in (EOS, START)]
+    assert written == output.pieces[0][0][:-1].tolist() and len(words) >= len(written)
+    assert [step for step, _, _ in steps] == list(range(STEPS)) and steps[0][1] > steps[-1][1]
+    preview = model.image_decoder.decode(steps[-1][2])[0]
+    torch.testing.assert_close(preview, output.pieces[0][1], rtol=0, atol=1e-5)  # no noise is left at the last step
 
 
 def test_what_does_not_fit_is_refused(model, image_processor) -> None:
