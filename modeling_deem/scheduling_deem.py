@@ -79,6 +79,12 @@ def add_noise(
     return noisy, target, timesteps
 
 
+def fitting_schedulers(scheduler: diffusers.SchedulerMixin) -> list[str]:
+    """Names of the diffusers schedulers that sample with the noise that `scheduler` trains with, in alphabetical order."""
+    others = FLOW_SOLVERS if prediction_type(scheduler) == FLOW else scheduler._compatibles
+    return sorted({type(scheduler).__name__, *others})
+
+
 def exchange_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffusers.SchedulerMixin:
     """The diffusers scheduler of class `name`, set up for the noise that `scheduler` trains with.
 
@@ -86,12 +92,12 @@ def exchange_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffus
         ValueError: diffusers has no such scheduler, or it is of another kind (flow matching against denoising).
     """
     is_flow, own = prediction_type(scheduler) == FLOW, type(scheduler).__name__
-    fitting = {own, *FLOW_SOLVERS} if is_flow else {own, *scheduler._compatibles}
+    fitting = fitting_schedulers(scheduler)
     other = getattr(diffusers, name, None)
     if name not in fitting and own not in getattr(other, "_compatibles", ()):
         raise ValueError(
             f"No scheduler {name!r} in diffusers draws with this model, which was trained with {own}. Use one of "
-            f"{', '.join(sorted(fitting))}."
+            f"{', '.join(fitting)}."
         )
     if not is_flow or name == own:
         return other.from_config(scheduler.config)

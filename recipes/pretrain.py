@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
 from modeling_deem import DeemConfig, DeemForConditionalGeneration, drawn_size
@@ -100,6 +101,13 @@ def load_or_compose(arguments: ModelArguments) -> tuple[DeemForConditionalGenera
         **(arguments.model_config or {}),
     )
     return model, processor
+
+
+def compose_small(vision: str, text: str, diffusion: str) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
+    """Return model and processor of parts of recipes/parts.py, joined as the default configuration says, untrained."""
+    joints = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    fields = {name: joints[name] for name in ("num_image_tokens", "model_config")}
+    return load_or_compose(ModelArguments(vision=vision, text=text, diffusion=diffusion, **fields))
 
 
 def planned_model(arguments: ModelArguments, run_args: RunArguments) -> DeemConfig:

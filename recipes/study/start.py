@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
@@ -31,8 +30,6 @@ from recipes.synthetic.parts.vision_encoder import train_vision
 from recipes.synthetic.scenes import Scene
 from recipes.synthetic.vocabulary import HELD_OUT
 from recipes.whole_files import whole_file, write_whole
-
-JOINTS = Path(pretrain.__file__).parent / "configs" / "pretrain_cpu.yaml"  # how the parts are joined
 
 
 def image_sets(arguments: EvidenceArguments, seed: int) -> dict[str, list[Scene]]:
@@ -53,12 +50,7 @@ def read_images(folder: Path, name: str) -> list[Image.Image]:
 
 def compose(vision: Path, parts: Path, folder: Path) -> tuple[DeemForConditionalGeneration, DeemProcessor]:
     """Join an encoder with the frozen parts, as recipes/pretrain.py does by default, and save the model."""
-    joints = yaml.safe_load(JOINTS.read_text(encoding="utf-8"))
-    fields = {name: joints[name] for name in ("num_image_tokens", "model_config")}
-    composed = pretrain.ModelArguments(
-        vision=str(vision), text=str(parts / "text"), diffusion=str(parts / "diffusion"), **fields
-    )
-    model, processor = pretrain.load_or_compose(composed)
+    model, processor = pretrain.compose_small(str(vision), str(parts / "text"), str(parts / "diffusion"))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor
