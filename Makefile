@@ -13,12 +13,14 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test standards reliability benchmark-real docs quality style clean
+.PHONY: help install demo app evidence test browser standards reliability benchmark-real docs quality style clean
 
 help:
 	@echo "make install   .venv with the pinned CPU torch, this package (editable) and its development tools"
 	@echo "make demo      parts -> pretrain -> SFT -> generate -> evaluate -> report, on a CPU, resumable"
-	@echo "make test      the test suite"
+	@echo "make app       talk with the demo's model in a browser (docs/demo.md)"
+	@echo "make evidence  does the feedback help? three seeds, three arms, about an hour (docs/evidence.md)"
+	@echo "make test      the test suite; as root on Debian it installs Chromium for the tests in a browser"
 	@echo "make standards transformers' own test mixins against our classes (downloads them; see tests/standards)"
 	@echo "make reliability bad inputs by the thousand, kills, full disks (docs/reliability.md)"
 	@echo "make benchmark-real  models and data that nobody here made, end to end (docs/evaluation.md; PHOTOS=folder)"
@@ -40,9 +42,23 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python recipes/demo.py
 
+app: $(STAMP)
+	$(BIN)/python recipes/app.py
+
+evidence: $(STAMP)
+	$(BIN)/python recipes/evidence.py
+
+# For tests/browser, which say so and are skipped where there is none. Nothing is installed without the right to.
+browser:
+	@if command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver) >/dev/null 2>&1 \
+			|| echo "Chromium could not be installed: tests/browser will be skipped."; \
+	else echo "No chromedriver here: tests/browser will be skipped (apt-get install chromium chromium-driver)."; fi
+
 # Tiny tensors: two processes of one thread are faster than one of two, whose threads wait for each other.
 test: export OMP_NUM_THREADS := 1
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
 
 # The mixins come with the source of the pinned transformers; TRANSFORMERS_TESTS names the `tests` of a clone instead,

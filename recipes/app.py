@@ -79,7 +79,7 @@ def main(arguments: AppArguments) -> None:
     with tempfile.TemporaryDirectory(prefix="deem-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # read at import
         try:
-            from recipes.demo_app.layout import build_app
+            from recipes.demo_app.layout import STYLE, build_app
         except ImportError as error:
             raise ImportError(f'The app needs Gradio ({error}): pip install -e ".[demo]"') from error
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the uploads are deleted
@@ -89,6 +89,7 @@ def main(arguments: AppArguments) -> None:
             share=False,
             max_file_size=LARGEST_FILE,
             footer_links=["api"],
+            css=STYLE,
         )
 
 

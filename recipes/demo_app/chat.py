@@ -180,7 +180,7 @@ def chat_tab(model: PreTrainedModel, processor: ProcessorMixin) -> None:
             place = gr.Column()
         with gr.Column(scale=2, min_width=320):
             editor = gr.ImageEditor(
-                label="An image with a region: upload it here and paint on it; it goes with your next message",
+                label="Ask about a part: upload and paint",
                 type="pil",
                 sources=("upload", "clipboard"),
                 transforms=(),

@@ -59,7 +59,14 @@ def drawing_tab(model: PreTrainedModel, processor: ProcessorMixin) -> None:
                 gr.Number(0, precision=0, minimum=0, label="Seed"),
             ]
         with gr.Column(min_width=320):
-            image = gr.Image(label="Drawn", interactive=False, height=420, format="png", elem_id="drawn")
+            image = gr.Image(
+                label="Drawn",
+                interactive=False,
+                height=420,
+                format="png",
+                buttons=["download", "fullscreen"],
+                elem_id="drawn",
+            )
             status = gr.Markdown("", elem_id="progress")
     started = start.click(draw, [words, files, *settings], [image, status], api_name="draw", show_progress="minimal")
     stop.click(lambda: "Stopped.", None, status, cancels=[started], api_visibility="private", queue=False)

@@ -9,6 +9,8 @@ from recipes.demo_app.seeing import Checkpoints, seeing_tab
 
 KEPT = (60, 3600)  # every minute, files older than an hour are deleted
 WAITING = 32  # requests in the queue at most
+# A drawing of 64 pixels is shown as large as one of 512.
+STYLE = "#drawn img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
 
 
 def build_app(checkpoints: Checkpoints) -> gr.Blocks:

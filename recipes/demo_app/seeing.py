@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from recipes.demo_app.uploads import ImageUpload, open_upload
+from recipes.demo_app.uploads import image_upload, open_upload
 from recipes.demo_app.work import passes_of, reports_of
 from recipes.generation.checkpoint import DRAWING_STEPS
 from recipes.seeing.maps import overlay
@@ -108,7 +108,7 @@ def seeing_tab(checkpoints: Checkpoints) -> None:
 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            image = ImageUpload(label="An image", sources=["upload", "clipboard"], height=260, elem_id="seen")
+            image = image_upload(label="An image", height=260, elem_id="seen")
             with gr.Row():
                 start = gr.Button("Look", variant="primary", elem_id="look")
                 stop = gr.Button("Stop", variant="stop")
@@ -148,6 +148,7 @@ def seeing_tab(checkpoints: Checkpoints) -> None:
                                         label=f"{what.capitalize()} map",
                                         height=SIDE,
                                         interactive=False,
+                                        buttons=["download", "fullscreen"],
                                         elem_id=f"{what}-map-{index}",
                                     )
                                 )

@@ -14,13 +14,13 @@ from processing.regions_deem import Region
 MARKS = ("mask", "box", "point")
 
 
-class ImageUpload(gr.Image):
-    """An image as the file that was uploaded: Gradio opens it otherwise, and fails without a sentence."""
-
-    is_template = True  # the browser shows it as the class above
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+def image_upload(**options: Any) -> gr.Image:
+    """A `gradio.Image` that gives the uploaded file as it is: Gradio would open it itself, and fail without a sentence."""
+    image = gr.Image(sources=["upload", "clipboard"], **options)
+    image.preprocess = lambda payload: (
+        None if payload is None else payload.path
+    )  # a subclass would write a stub beside it
+    return image
 
 
 def open_upload(path: str | None) -> Image.Image:

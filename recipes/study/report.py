@@ -252,13 +252,13 @@ def headline(summary: dict[str, Any], grade: str = "0", title: str = "") -> str:
     arms = summary["arms"]
     names = [name for name in ("consistency - text", "consistency - exchanged")]
     lines = [
-        f"{title or 'grade ' + grade:38s}"
-        + "".join(f"{arm:>14s}" for arm in arms)
-        + "".join(f"{name:>28s}" for name in names)
+        f"{title or 'grade ' + grade:36s}"
+        + "".join(f"{arm:>12s}" for arm in arms)
+        + "".join(f"{name:>25s}" for name in names)
     ]
     for measure, row in summary["table"].get(grade, {}).items():
         shares = (row["arms"].get(arm) for arm in arms)
         gains = (row["differences"].get(name) for name in names)
-        cells = "".join(f"{100 * one['value']:14.1f}" if one else " " * 14 for one in shares)
-        lines.append(f"{measure:38s}{cells}" + "".join(f"{points(one) if one else '':>28s}" for one in gains))
+        cells = "".join(f"{100 * one['value']:12.1f}" if one else " " * 12 for one in shares)
+        lines.append(f"{measure:36s}{cells}" + "".join(f"{points(one) if one else '':>25s}" for one in gains))
     return "\n".join(lines)
