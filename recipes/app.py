@@ -5,7 +5,7 @@
     python recipes/app.py --model CKPT --against OTHER       # what two encoders see, on the same noise
     python recipes/app.py --tiny                             # without any checkpoint: tiny parts that have learned little
 
-Only this machine reaches it unless `--host` says otherwise. Uploaded files are deleted after an hour and when the app ends.
+Only this machine reaches it unless `--host` says otherwise. Uploaded files are deleted when the app ends.
 Needs `pip install -e ".[demo]"`. The tabs lie in recipes/demo_app/.
 """
 
@@ -77,7 +77,7 @@ def main(arguments: AppArguments) -> None:
     """Serve the page until it is interrupted."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would ask a server for versions
     with tempfile.TemporaryDirectory(prefix="deem-app-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # read at import
+        os.environ["GRADIO_TEMP_DIR"] = uploads
         try:
             from recipes.demo_app.layout import STYLE, build_app
         except ImportError as error:

@@ -2,21 +2,24 @@
 """The tab for talking: images and words in, words and drawn images out, as they come."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 import torch
+from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin, StoppingCriteria
 
 from processing.regions_deem import POINT_RADIUS
 from recipes.demo_app.uploads import MARKS, marked_image, open_upload
-from recipes.demo_app.work import Report, reports_of
+from recipes.demo_app.work import Report, checked_seed, reports_of
 from recipes.generation.checkpoint import DRAWING_STEPS, make_scheduler
 from recipes.generation.tasks import make_generators, to_pil
 
+logger = logging.getLogger(__name__)
 DRAW_WHEN = ("when the model asks", "after every text", "never")
 
 
@@ -27,7 +30,7 @@ class Turn:
     Attributes:
         images, regions: of the user; one region or None per image.
         marked: digest of the image and region from the editor, if they came with this turn.
-        answer: texts and drawn images, in order.
+        answer: texts and drawn images, in order; what was written until it was stopped.
         refused: the turn is shown, and the model does not see it.
     """
 
@@ -49,7 +52,7 @@ class Settings:
     max_pieces: int = 4
     num_inference_steps: int = DRAWING_STEPS
     guidance_scale: float = 3.5
-    seed: int = 0
+    seed: float | None = 0  # of a field of numbers
 
 
 class _TokensAsTheyCome(StoppingCriteria):
@@ -96,7 +99,7 @@ def converse(
         max_new_tokens=settings.max_new_tokens,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
-        generator=make_generators(model, settings.seed, 1),
+        generator=make_generators(model, checked_seed(settings.seed), 1),
         callback_on_step_end=lambda step, *_: report(("step", step + 1)),
         stopping_criteria=[tokens],
         **options,
@@ -125,18 +128,24 @@ def new_turn(message: dict[str, Any], before: Sequence[Turn], marked: tuple[Imag
     Raises:
         ValueError: a file that is no image, or nothing was said.
     """
+    if not message["text"].strip() and not message["files"]:
+        raise ValueError("Nothing was said: write something or add an image.")
     turn = Turn(message["text"])
     if marked is not None:
         image, region = marked
         digest = hashlib.sha256(image.tobytes() + repr(region).encode()).hexdigest()
         if not any(turn.marked == digest for turn in before):
             turn.images, turn.regions, turn.marked = [image], [region], digest
-    for path in message["files"]:
-        turn.images.append(open_upload(path))
+    for file in message["files"]:
+        turn.images.append(open_upload(file))
         turn.regions.append(None)
-    if not turn.images and not turn.text.strip():
-        raise ValueError("Nothing was said: write something or add an image.")
     return turn
+
+
+def turns_before(turns: Sequence[Turn], history: Sequence[dict[str, Any]]) -> list[Turn]:
+    """The turns that are on the page: a retried one is gone, one that was stopped before it began has no turn."""
+    asked = sum(said["role"] == "user" for said in history)
+    return [*turns[:asked], *[Turn("", refused=True)] * (asked - len(turns))]
 
 
 def chat_tab(model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -151,29 +160,41 @@ def chat_tab(model: PreTrainedModel, processor: ProcessorMixin) -> None:
         radius: float,
         *settings,
     ) -> Iterator[tuple[list, list[Turn]]]:
-        before = turns[: sum(said["role"] == "user" for said in history)]
+        before = turns_before(turns, history)
         try:
             turn = new_turn(message, before, marked_image(editor, mark, radius))
         except ValueError as error:
-            yield [str(error)], [*before, Turn(message["text"], refused=True)]
+            said = message["text"] or message["files"]  # Gradio shows no message of nothing
+            yield [str(error)], [*before, Turn(message["text"], refused=True)] if said else before
             return
         now, turns = Settings(*settings), [*before, turn]
         shown: list[Any] = []
+        pieces: list[str | Image.Image] = []
         try:
             for report in reports_of(lambda tell: converse(model, processor, turns, now, tell)):
-                kind, value = report or ("end", None)
-                coming = []
+                kind, value = report or ("end", "")
+                turn.answer = [*pieces, value] if kind == "text" else pieces
+                coming = f"drawing, step {value} of {now.num_inference_steps}" if kind == "step" else value
                 if kind == "piece":
-                    turn.answer.append(value)
-                    shown += [value] if isinstance(value, str) else [gr.Image(value, show_label=False)]
-                elif kind == "text":
-                    coming = [value]
-                elif kind == "step":
-                    coming = [f"drawing, step {value} of {now.num_inference_steps}"]
-                yield [*shown, *coming] or ["..."], turns
+                    pieces.append(value)
+                    shown += [as_shown(value)] if value else []
+                    coming = ""
+                yield [*shown, coming] if coming else shown or ["..."], turns
+            if not shown:
+                yield ["(The model ended without a word.)"], turns
         except gr.Error as error:
             turn.refused = True
             yield [*shown, error.message], turns
+        except Exception:  # Gradio would leave the page without an answer, its text box locked
+            logger.exception("No answer")
+            turn.refused = True
+            yield [*shown, "Something went wrong while answering; the app's log says what."], turns
+
+    def as_shown(piece: str | Image.Image) -> str | dict[str, Any]:
+        """A piece on the page; an image is written once, since the page asks for it at any time."""
+        if isinstance(piece, str):
+            return piece
+        return {"content": {"path": save_pil_to_cache(piece, conversation.GRADIO_CACHE, format="png")}}
 
     with gr.Row():
         with gr.Column(scale=3, min_width=420):
@@ -200,14 +221,15 @@ def chat_tab(model: PreTrainedModel, processor: ProcessorMixin) -> None:
                     gr.Slider(1, 16, own.max_pieces, step=1, label="Most texts and images of an answer"),
                     gr.Slider(1, 250, own.num_inference_steps, step=1, label="Steps of drawing"),
                     gr.Slider(1, 10, own.guidance_scale, label="Guidance of drawing"),
-                    gr.Number(own.seed, precision=0, minimum=0, label="Seed"),
+                    gr.Number(own.seed, precision=0, label="Seed"),
                 ]
     turns = gr.State([])
     with place:
+        conversation = gr.Chatbot(height=520, show_label=False, buttons=["copy"], elem_id="conversation", render=False)
         gr.ChatInterface(
             answer,
             multimodal=True,
-            chatbot=gr.Chatbot(height=520, show_label=False, buttons=["copy"], elem_id="conversation"),
+            chatbot=conversation,
             textbox=gr.MultimodalTextbox(
                 placeholder="Ask about images: add them with the clip, or paste them",
                 file_count="multiple",
@@ -219,4 +241,5 @@ def chat_tab(model: PreTrainedModel, processor: ProcessorMixin) -> None:
             additional_inputs=[turns, editor, mark, radius, *settings],
             additional_outputs=[turns],
             api_name="chat",
+            analytics_enabled=False,
         )

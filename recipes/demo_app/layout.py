@@ -7,7 +7,7 @@ from recipes.demo_app.chat import chat_tab
 from recipes.demo_app.drawing import drawing_tab
 from recipes.demo_app.seeing import Checkpoints, seeing_tab
 
-KEPT = (60, 3600)  # every minute, files older than an hour are deleted
+KEPT = (600, 24 * 3600)  # every ten minutes, files that nobody has used for a day are deleted
 WAITING = 32  # requests in the queue at most
 # A drawing of 64 pixels is shown as large as one of 512.
 STYLE = "#drawn img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
@@ -30,4 +30,9 @@ def build_app(checkpoints: Checkpoints) -> gr.Blocks:
                 drawing_tab(model, processor)
         else:
             gr.Markdown("This checkpoint has no image decoder: it can neither redraw nor draw.")
+    for function in app.fns.values():
+        if (
+            function.types_generator
+        ):  # those that compute: one at a time, whatever the tab, so that others see their place
+            function.concurrency_id = "model"
     return app.queue(max_size=WAITING, default_concurrency_limit=1)

@@ -81,23 +81,29 @@ def seeing_tab(checkpoints: Checkpoints) -> None:
             for name, (model, processor) in checkpoints.items():
                 with passes_of(model, lambda count, name=name: report(f"{name}: {count} passes of the denoiser")):
                     (views[name],) = look(model, processor, [image], *options)
+            if len({tuple(view.error.timesteps.tolist()) for view in views.values()}) > 1:
+                raise ValueError(
+                    "The loss of the two checkpoints has other timesteps: name those to compare in the settings."
+                )
             return views
 
         for report in reports_of(work):
             if isinstance(report, str):
                 yield {status: report}
                 continue
-            first = next(iter(report.values()))
-            number = 0 if first.error.token_error_maps is None else first.error.token_error_maps.shape[1]
+            lost = [view.error.token_error_maps for view in report.values()]
+            number = 0 if lost[0] is None else max(maps.shape[1] for maps in lost)
+            timesteps = next(iter(report.values())).error.timesteps
             galleries = {
                 gallery: [(view.image, "the image")]
                 + [(image, f"seed {seed}") for image, seed in zip(view.redrawn, view.seeds, strict=True)]
                 for gallery, view in zip(redrawn, report.values(), strict=True)
             }
             yield {
-                status: figures_in_words(report),
+                status: "",
+                table: figures_in_words(report),
                 views: report,
-                timestep: gr.Slider(maximum=len(first.error.timesteps), value=0),
+                timestep: gr.Slider(maximum=len(timesteps), value=0),
                 token: gr.Slider(maximum=max(1, number - 1), value=0, visible=number > 0),
                 **galleries,
                 **dict(zip(maps, maps_of(report, 0, 0), strict=True)),
@@ -122,7 +128,8 @@ def seeing_tab(checkpoints: Checkpoints) -> None:
                     gr.Slider(1, 10, 1.0, label="Guidance of redrawing"),
                 ]
         with gr.Column(scale=3):
-            status = gr.Markdown("Upload an image and look.", elem_id="figures")
+            status = gr.Markdown("Upload an image and look.", elem_id="looking")
+            table = gr.Markdown("", elem_id="figures")
             with gr.Row():
                 timestep = gr.Slider(
                     0, 4, 0, step=1, label="Timestep of the error map, by its column above; 0: mean of all"
@@ -148,6 +155,7 @@ def seeing_tab(checkpoints: Checkpoints) -> None:
                                         label=f"{what.capitalize()} map",
                                         height=SIDE,
                                         interactive=False,
+                                        format="png",
                                         buttons=["download", "fullscreen"],
                                         elem_id=f"{what}-map-{index}",
                                     )
@@ -157,10 +165,10 @@ def seeing_tab(checkpoints: Checkpoints) -> None:
     started = start.click(
         see,
         [image, *settings],
-        [status, views, timestep, token, *redrawn, *maps],
+        [status, table, views, timestep, token, *redrawn, *maps],
         api_name="see",
         show_progress="minimal",
     )
-    stop.click(lambda: "Stopped.", None, status, cancels=[started], api_visibility="private", queue=False)
+    stop.click(None, cancels=[started]).then(lambda: "Stopped.", None, status, api_visibility="private", queue=False)
     for slider in (timestep, token):
         slider.change(show, [views, timestep, token], maps, api_visibility="private", show_progress="hidden")

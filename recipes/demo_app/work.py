@@ -21,13 +21,14 @@ class Stopped(Exception):
 def reports_of(work: Callable[[Report], Any]) -> Iterator[Any]:
     """What work reports, as it comes, and what it returns at last; work runs in a thread of its own.
 
-    Closing the iterator, as Gradio does when a user stops an event, ends the work at its next report.
+    Closing the iterator, as Gradio does when a user stops an event, ends the work at its next report and does not wait for
+    that: Gradio closes it in the loop that serves all users.
 
     Args:
         work: called with `report`, to be called often.
 
     Raises:
-        gradio.Error: the work raised a ValueError, whose sentence it shows.
+        gradio.Error: the work raised a ValueError, or a package is missing; it shows the sentence.
     """
     reports: queue.Queue = queue.Queue()
     stopped = threading.Event()
@@ -50,8 +51,7 @@ def reports_of(work: Callable[[Report], Any]) -> Iterator[Any]:
         finally:
             _MODEL.release()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     try:
         while True:
             kind, item = reports.get()
@@ -60,11 +60,21 @@ def reports_of(work: Callable[[Report], Any]) -> Iterator[Any]:
             yield item
             if kind == "result":
                 return
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise gr.Error(str(error), print_exception=False) from error
     finally:
         stopped.set()
-        thread.join()
+
+
+def checked_seed(seed: float | None) -> int:
+    """A seed from a field of numbers.
+
+    Raises:
+        ValueError: it is empty, below 0 or too large for a generator.
+    """
+    if seed is None or not 0 <= seed < 2**63:
+        raise ValueError(f"The seed is {'empty' if seed is None else seed}: give a whole number from 0 to 2^63 - 1.")
+    return int(seed)
 
 
 @contextmanager

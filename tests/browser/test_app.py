@@ -1,11 +1,13 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """The web demo in a real browser, headless: what a user clicks, and what a stranger must not get. Screenshots: runs/screenshots."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[d
 
 from selenium.webdriver import ActionChains  # noqa: E402  after the skips
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +114,19 @@ class Page:
     def upload(self, selector: str, *files: Path) -> None:
         self.one(f"{selector} input[type=file]").send_keys("\n".join(map(str, files)))
 
+    def wait_until_answered(self) -> None:
+        """Until something has been said, and more can be asked."""
+        enabled = "return found.length > 0 && !found[0].disabled"
+        said = "#conversation .bot"
+        wait_for(lambda: self.words(said).strip(" .") and self.script(enabled, "#question textarea"))
+
+    def type_number(self, label: str, number: int) -> None:
+        """Type into the field of a slider that is on the page."""
+        fields = self.all(f"input[type=number][aria-label*='{label}']")
+        (field,) = [field for field in fields if field.is_displayed()]
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(str(number), Keys.TAB)
+
     def words(self, selector: str) -> str:
         return self.script("return found.map(element => element.innerText).join(' ')", selector)
 
@@ -145,7 +161,7 @@ def ask(app: Page, words: str) -> None:
     app.click("#question .submit-button")
 
 
-def test_chat_answers_and_draws(app: Page, picture: Path) -> None:
+def test_chat_answers_and_draws(app: Page, page: str, picture: Path) -> None:
     app.click("#draw-when label:nth-of-type(2)")
     app.upload("#question", picture)
     wait_for(lambda: app.shows_image("#question"))
@@ -153,8 +169,18 @@ def test_chat_answers_and_draws(app: Page, picture: Path) -> None:
     wait_for(lambda: app.words("#conversation .bot").strip())
     wait_for(lambda: app.shows_image("#conversation .bot"))
     assert "What is this?" in app.words("#conversation .user") and app.shows_image("#conversation .user")
+    app.wait_until_answered()
     app.keep("chat")
     assert "/" not in app.words("body")  # no path is shown
+    answered = app.words("#conversation .bot")
+    app.click("#conversation button[title=Retry]")
+    wait_for(lambda: app.words("#conversation .bot") != answered)
+    app.wait_until_answered()
+    assert app.words("#conversation .bot") == answered
+    app.browser.switch_to.new_window("tab")  # another user
+    app.browser.get(page)
+    other = Page(app.browser)
+    assert not other.words("#conversation .user")
 
 
 def test_a_region_is_painted_and_asked_about(app: Page, picture: Path) -> None:
@@ -164,9 +190,8 @@ def test_a_region_is_painted_and_asked_about(app: Page, picture: Path) -> None:
     strokes = ActionChains(app.browser).move_to_element_with_offset(canvas, -30, -20).click_and_hold()
     strokes.move_by_offset(60, 40).release().perform()
     app.keep("region")
-    app.click("#question .submit-button")  # the image alone: it is described
-    wait_for(lambda: app.words("#conversation .bot").strip() or app.shows_image("#conversation .bot"))
-    assert "Nothing was said" not in app.words("#conversation .bot")
+    ask(app, "What is this part?")
+    app.wait_until_answered()
 
 
 def test_what_the_encoder_sees(app: Page, picture: Path) -> None:
@@ -179,6 +204,10 @@ def test_what_the_encoder_sees(app: Page, picture: Path) -> None:
     table = app.words("#figures")
     assert "timestep" in table and "tiny" in table and "other" in table
     app.keep("seeing")
+    for label, selector in (("Timestep", "#error-map-0"), ("Token", "#token-map-0")):
+        before = app.script("return found[0].src", f"{selector} img")
+        app.type_number(label, 2)
+        wait_for(lambda s=selector, b=before: app.script("return found[0]?.src", f"{s} img") not in (None, b))
 
 
 def test_draw(app: Page) -> None:
@@ -188,6 +217,13 @@ def test_draw(app: Page) -> None:
     wait_for(lambda: "drawn in 25 steps" in app.words("#progress"))
     assert app.shows_image("#drawn")
     app.keep("draw")
+    app.type_number("Steps", 250)
+    app.click("#draw")
+    wait_for(lambda: "of 250" in app.words("#progress"))
+    app.click("#stop-drawing")
+    wait_for(lambda: app.words("#progress").strip() == "Stopped.")
+    time.sleep(1)
+    assert app.words("#progress").strip() == "Stopped."
 
 
 def test_a_file_that_is_no_image_gets_a_sentence(app: Page, no_picture: Path) -> None:
@@ -207,3 +243,13 @@ def test_files_of_the_machine_stay_there(page: str, file: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{page.rstrip('/')}/gradio_api/file={file}", timeout=30)
     assert refused.value.code in (403, 404)
+
+
+def test_no_request_reads_a_file_of_the_machine(page: str) -> None:
+    address = f"{page.rstrip('/')}/gradio_api/call/see"
+    secret = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    data = json.dumps({"data": [secret, "0", "", 1, False, 1, 1.0]}).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    event = json.loads(urllib.request.urlopen(request, timeout=30).read())["event_id"]
+    said = urllib.request.urlopen(f"{address}/{event}", timeout=60).read().decode()
+    assert "error" in said and "root" not in said and "passwd" not in said

@@ -4,6 +4,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from processing import DeemProcessor
 from processing.regions_deem import Region
 from recipes import inspect_image
 from recipes.app import AppArguments, load_checkpoints
+from recipes.generation.checkpoint import make_scheduler
 from recipes.seeing.views import look
 
 gr = pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[demo]"')
 
 from recipes.demo_app.chat import DRAW_WHEN, Settings, Turn, converse, new_turn  # noqa: E402  after the skip
+from recipes.demo_app.drawing import usable_schedulers  # noqa: E402
 from recipes.demo_app.layout import build_app  # noqa: E402
 from recipes.demo_app.seeing import whole_numbers  # noqa: E402
 from recipes.demo_app.uploads import marked_image, open_upload  # noqa: E402
-from recipes.demo_app.work import reports_of  # noqa: E402
+from recipes.demo_app.work import checked_seed, reports_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,9 +80,16 @@ def test_closing_stops_the_work() -> None:
     stream = reports_of(work)
     next(stream)
     stream.close()
+    assert list(reports_of(lambda report: "next")) == ["next"]  # it waits until the work has ended
     number = len(steps)
     time.sleep(0.05)
-    assert len(steps) == number and list(reports_of(lambda report: 1)) == [1]
+    assert len(steps) == number
+
+
+@pytest.mark.parametrize("seed", [None, -1, 2**63])
+def test_a_seed_that_is_none(seed: int | None) -> None:
+    with pytest.raises(ValueError, match="The seed is"):
+        checked_seed(seed)
 
 
 # ---- files and strokes ----
@@ -95,6 +105,8 @@ def test_a_file_that_is_no_image_is_named_without_its_folder(tmp_path: Path) -> 
         assert str(tmp_path) not in str(refused.value)
     with pytest.raises(ValueError, match="no image yet"):
         open_upload(None)
+    with pytest.raises(ValueError, match="gone.png is no longer there"):
+        open_upload({"path": str(tmp_path / "gone.png")})
 
 
 def test_strokes_are_a_mask_a_box_or_a_point(picture: Image.Image) -> None:
@@ -106,6 +118,12 @@ def test_strokes_are_a_mask_a_box_or_a_point(picture: Image.Image) -> None:
     assert marked_image(editor, "point", 0.1)[1] == Region(point=(19.5, 29.5), radius=0.1)
     assert marked_image({**editor, "layers": []}, "mask", 0.1)[1] is None
     assert marked_image({"background": None, "layers": []}, "mask", 0.1) is None
+    clear = Image.new("RGBA", picture.size)
+    assert marked_image({"background": clear, "layers": []}, "mask", 0.1) is None
+    with pytest.raises(ValueError, match="on no image"):
+        marked_image({"background": clear, "layers": [strokes]}, "mask", 0.1)
+    clear.putpixel((0, 0), (0, 0, 0, 255))
+    assert marked_image({"background": clear, "layers": []}, "mask", 0.1)[0].getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_words_that_are_no_numbers() -> None:
@@ -175,21 +193,55 @@ def test_the_marked_image_goes_along_once(picture: Image.Image) -> None:
         new_turn({"text": " ", "files": []}, [], None)
 
 
-def test_retry_forgets_the_turn_that_it_repeats(model, tiny_processor: DeemProcessor) -> None:
+def test_what_is_on_the_page_is_what_the_model_knows(model, tiny_processor: DeemProcessor, tmp_path: Path) -> None:
     answer = handler(build_app({"tiny": (model, tiny_processor)}), "chat").fn
-    settings = (6, 0.0, DRAW_WHEN[2], 1, 2, 3.5, 0)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
 
-    def say(text: str, history: list[dict], turns: list[Turn]) -> list[Turn]:
-        message = {"text": text, "files": []}
-        *_, (_, _, turns) = _run(answer, message, history, turns, None, "mask", 0.05, *settings)
-        return turns
+    def say(text: str, history: list[dict], turns: list[Turn], files: Any = (), **changes: Any) -> tuple:
+        settings = {"max_new_tokens": 6, "temperature": 0.0, "draw_when": DRAW_WHEN[2], "max_pieces": 1}
+        settings |= {"num_inference_steps": 2, "guidance_scale": 3.5, "seed": 0} | changes
+        message = {"text": text, "files": list(files)}
+        *_, (_, history, turns) = _run(answer, message, history, turns, None, "mask", 0.05, *settings.values())
+        return history, turns
 
-    one = say("a", [], [])
-    history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": one[0].answer}]
-    two = say("b", history, one)
+    history, one = say("a", [], [])
+    _, two = say("b", history, one)
     assert [turn.text for turn in two] == ["a", "b"] and len(one) == 1
-    assert say("b", history, two) == two
-    assert [turn.text for turn in say("c", [], two)] == ["c"]
+    assert say("b", history, two)[1] == two  # asked again
+    assert [turn.text for turn in say("c", [], two)[1]] == ["c"]  # all was cleared
+
+    # Asked again, files come as dicts.
+    path = str(tmp_path / "a.png")
+    (first,), (again,) = (say("a", [], [], [file])[1] for file in (path, {"path": path, "meta": {}}))
+    assert first.answer == again.answer and first.images == again.images
+
+    # What goes wrong is said, stands on the page, and the model does not see it.
+    history, refused = say("a", [], [], seed=None)
+    assert refused[0].refused and "The seed is empty" in history[-1]["content"]
+    assert say("b", history, refused)[1][1].answer == say("b", [], [])[1][0].answer
+    assert say("", history, refused)[1] == refused  # nothing was said, and nothing stands on the page
+    stopped = [*history, {"role": "user", "content": "b"}]  # before it began
+    assert [turn.refused for turn in say("c", stopped, refused)[1]] == [True, True, False]
+
+
+def test_an_error_within_is_no_end_of_the_conversation(
+    model, tiny_processor: DeemProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = handler(build_app({"tiny": (model, tiny_processor)}), "chat").fn
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory at /secret")
+
+    monkeypatch.setattr(model, "stream_interleaved", fail)
+    message = {"text": "a", "files": []}
+    *_, (_, history, turns) = _run(answer, message, [], [], None, "mask", 0.05, *asdict(Settings()).values())
+    assert turns[0].refused and "went wrong" in history[-1]["content"] and "secret" not in history[-1]["content"]
+
+
+def test_one_request_at_a_time(model, tiny_processor: DeemProcessor) -> None:
+    app = build_app({"tiny": (model, tiny_processor)})
+    computing = [function for function in app.fns.values() if function.types_generator]
+    assert len(computing) >= 4 and {function.concurrency_id for function in computing} == {"model"}
 
 
 def _run(fn: Callable, *arguments: Any) -> list[Any]:
@@ -221,7 +273,7 @@ def test_app_viewer_and_model_have_the_same_figures(
     app = build_app(load_checkpoints(AppArguments(model=str(tmp_path / "checkpoint"))))
     see = handler(app, "see").fn
     *progress, shown = see(file, "3 4", "", 2, True, 2, 1.0)
-    assert len(progress) > 2 and all("passes of the denoiser" in next(iter(told.values())) for told in progress)
+    assert len(progress) > 2 and all("passes" in next(iter(told.values())) for told in progress)
     (views,) = [value for value in shown.values() if isinstance(value, dict)]
     figures = views["checkpoint"].figures()
 
@@ -238,8 +290,8 @@ def test_app_viewer_and_model_have_the_same_figures(
     error = model.image_error(**inputs, num_noise=2, per_token=True, seed=3)
     assert figures["error"] == pytest.approx(float(error.image_errors[0]), rel=1e-5)
     assert figures["tokens"] == pytest.approx(error.token_errors[0].tolist(), abs=1e-6)
-    status = next(value for component, value in shown.items() if isinstance(component, gr.Markdown))
-    assert f"{figures['error']:.4f}" in status
+    words = [value for component, value in shown.items() if isinstance(component, gr.Markdown)]
+    assert any(f"{figures['error']:.4f}" in value for value in words)
 
 
 def test_a_stopped_look_computes_no_more(
@@ -252,6 +304,7 @@ def test_a_stopped_look_computes_no_more(
     stream = see(str(tmp_path / "a.png"), "0", "", 1, False, 50, 1.0)
     next(stream)
     stream.close()
+    assert list(reports_of(lambda report: "next")) == ["next"]  # it waits until the work has ended
     handle.remove()
     assert len(passes) < 10 and not model.image_decoder.denoiser._forward_hooks
 
@@ -267,6 +320,15 @@ def test_drawing_shows_previews_and_ends_with_the_image(model, tiny_processor: D
     assert np.abs(np.asarray(steps[-1][0], float) - np.asarray(image, float)).max() <= 1
     with pytest.raises(gr.Error, match="Nothing to draw from"):
         list(draw(" ", None, 4, 2.0, "DDIMScheduler", 1))
+    *steps, (_, words) = draw("a red circle", None, 4, 2.0, "HeunDiscreteScheduler", 1)
+    assert steps[-1][1] == "step 7 of 7" and "7 steps" in words  # Heun's takes two passes in a step, but in the last
+
+
+def test_schedulers_that_are_offered_draw(model) -> None:
+    offered = usable_schedulers(model)
+    assert {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"} <= set(offered)
+    for name in offered:
+        make_scheduler(model, name)
 
 
 def test_a_model_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
