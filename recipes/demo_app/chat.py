@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import torch
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
@@ -133,8 +134,9 @@ def new_turn(message: dict[str, Any], before: Sequence[Turn], marked: tuple[Imag
     turn = Turn(message["text"])
     if marked is not None:
         image, region = marked
-        digest = hashlib.sha256(image.tobytes() + repr(region).encode()).hexdigest()
-        if not any(turn.marked == digest for turn in before):
+        painted = region.tobytes() if isinstance(region, np.ndarray) else repr(region).encode()
+        digest = hashlib.sha256(image.tobytes() + painted).hexdigest()
+        if not any(earlier.marked == digest for earlier in before):
             turn.images, turn.regions, turn.marked = [image], [region], digest
     for file in message["files"]:
         turn.images.append(open_upload(file))

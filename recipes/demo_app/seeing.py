@@ -145,6 +145,7 @@ def seeing_tab(checkpoints: Checkpoints) -> None:
                                 label="Redrawn from its own tokens",
                                 columns=4,
                                 height=200,
+                                format="png",
                                 buttons=["download", "fullscreen"],
                             )
                         )

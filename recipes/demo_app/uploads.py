@@ -17,10 +17,12 @@ MARKS = ("mask", "box", "point")
 def image_upload(**options: Any) -> gr.Image:
     """A `gradio.Image` that gives the uploaded file as it is: Gradio would open it itself, and fail without a sentence."""
     image = gr.Image(sources=["upload", "clipboard"], **options)
-    image.preprocess = lambda payload: (
-        None if payload is None else payload.path
-    )  # a subclass would write a stub beside it
+    image.preprocess = _path_of  # a subclass would write a stub beside it
     return image
+
+
+def _path_of(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def open_upload(file: str | dict[str, Any] | None) -> Image.Image:

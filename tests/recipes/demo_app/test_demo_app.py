@@ -189,6 +189,11 @@ def test_the_marked_image_goes_along_once(picture: Image.Image) -> None:
     first = new_turn(message, [], marked)
     assert len(first.images) == 1 and not new_turn(message, [first], marked).images
     assert len(new_turn(message, [first], (picture, Region(point=(1, 1)))).images) == 1
+    top, middle = np.zeros((48, 64), dtype=bool), np.zeros((48, 64), dtype=bool)
+    top[10, 10], middle[24, 30] = True, True  # painted anew, somewhere else
+    painted = new_turn(message, [], (picture, top))
+    assert not new_turn(message, [painted], (picture, top)).images
+    assert len(new_turn(message, [painted], (picture, middle)).images) == 1
     with pytest.raises(ValueError, match="Nothing was said"):
         new_turn({"text": " ", "files": []}, [], None)
 
