@@ -6,7 +6,7 @@
     python recipes/evidence.py --seeds 3 4 5 --out runs/evidence_again # other seeds: worlds, weights, data, noise
     python recipes/evidence.py --photos photos       # besides, an encoder of labelled photographs
 
-Frozen parts are made once (recipes/parts.py). Each seed has a world and an encoder of its own, trained against captions that
+Frozen parts are made once (recipes/study/parts.py). Each seed has a world and an encoder of its own, trained against captions that
 name kinds and numbers alone; all its arms begin from the same saved model and see the same batches. Every arm is a process
 of one thread; two run at once. The same command goes on after a kill: finished arms are kept. Writes `evidence.html` and
 `evidence.json`. docs/evidence.md says why it is made so and what came out.
@@ -16,17 +16,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from trl import TrlParser
 
-from recipes.parts import PartsArguments, make_parts
 from recipes.study.arm_run import run_arm
+from recipes.study.parts import make_part, part_names, words_of
 from recipes.study.photographs import run_photographs
 from recipes.study.report import headline, write_report
 from recipes.study.settings import EvidenceArguments
-from recipes.study.start import make_start
+from recipes.study.start import make_encoder, make_start
 from recipes.whole_files import check_writable
 
 CONFIG = Path(__file__).parent / "configs" / "evidence" / "default.yaml"
@@ -38,17 +40,6 @@ def parse(flags: list[str]) -> EvidenceArguments:
     return TrlParser(EvidenceArguments, allow_abbrev=False).parse_args_and_config(flags)[0]
 
 
-def make_frozen_parts(arguments: EvidenceArguments) -> None:
-    """Train language model, VAE and denoiser, where they are not there yet; for the arm "align" its other encoder too."""
-    only = ["text", *(["vision"] if "align" in arguments.arms else []), "diffusion"]
-    number = arguments.parts_images
-    make_parts(
-        PartsArguments(
-            out=arguments.parts, only=only, num_pictures=number, num_texts=number, steps_scale=arguments.parts_scale
-        )
-    )
-
-
 class Jobs:
     """Runs pieces of the work as processes of one thread, some at a time; a kill of this process ends them too."""
 
@@ -56,13 +47,13 @@ class Jobs:
         self.flags, self.pool, self.running = flags, ThreadPoolExecutor(processes), set()
         self.stopped = False
 
-    def submit(self, job: str, after: Future | None = None) -> Future:
-        """Run `--job job`, when `after` has ended."""
+    def submit(self, job: str, after: Sequence[Future] = ()) -> Future:
+        """Run `--job job`, when all of `after`, which were submitted before it, have ended."""
         return self.pool.submit(self._run, job, after)
 
-    def _run(self, job: str, after: Future | None) -> None:
-        if after is not None:
-            after.result()
+    def _run(self, job: str, after: Sequence[Future]) -> None:
+        for future in after:
+            future.result()
         if self.stopped:
             return
         command = [sys.executable, str(Path(__file__).resolve()), *self.flags, "--job", job]
@@ -85,19 +76,26 @@ class Jobs:
 
 
 def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
-    """Make the start of every seed and then its arms, as far as they are not there.
+    """Make the frozen parts, the start of every seed and then its arms, as far as they are not there.
 
     Raises:
         RuntimeError: a job failed; the others are ended.
     """
     jobs = Jobs(flags, arguments.processes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped. The same command goes on from here."))
+    words_of(arguments)  # all others read with it
     try:
-        starts = {seed: jobs.submit(f"{seed}:start") for seed in arguments.seeds}
-        waiting = [jobs.submit(f"{seed}:{arm}", starts[seed]) for seed in arguments.seeds for arm in arguments.arms]
+        parts = [jobs.submit(f"part:{name}") for name in part_names(arguments)]
+        encoders = {seed: jobs.submit(f"{seed}:encoder") for seed in arguments.seeds}
+        starts = {seed: jobs.submit(f"{seed}:start", [*parts, encoders[seed]]) for seed in arguments.seeds}
+        waiting = [*parts, *encoders.values(), *starts.values()]
         if arguments.photos:
             waiting += [jobs.submit(f"{seed}:photographs") for seed in arguments.seeds]
-        for future in [*starts.values(), *waiting]:
+        for arm in reversed(
+            arguments.arms
+        ):  # the shortest, "text", comes last, so that no process waits long for the other
+            waiting += [jobs.submit(f"{seed}:{arm}", [starts[seed]]) for seed in arguments.seeds]
+        for future in waiting:
             future.result()
     finally:
         jobs.stop()
@@ -109,18 +107,25 @@ def is_done(arguments: EvidenceArguments) -> bool:
     return all((arguments.folder(seed, name) / "result.json").is_file() for seed in arguments.seeds for name in wanted)
 
 
+def run_job(arguments: EvidenceArguments, what: str, name: str) -> None:
+    """Do one piece of the work: "part" and its name, or a seed and one of encoder, start, photographs or an arm."""
+    torch.set_num_threads(1)
+    if what == "part":
+        make_part(arguments, name)
+        return
+    jobs = {"encoder": make_encoder, "start": make_start, "photographs": run_photographs}
+    jobs[name](arguments, int(what)) if name in jobs else run_arm(arguments, int(what), name)
+
+
 def main(flags: list[str]) -> None:
     """Do one job, or all that is not done, and write the report."""
     arguments = parse(flags)
     if arguments.job:
-        seed, name = arguments.job.split(":")
-        jobs = {"start": make_start, "photographs": run_photographs}
-        jobs[name](arguments, int(seed)) if name in jobs else run_arm(arguments, int(seed), name)
+        run_job(arguments, *arguments.job.split(":"))
         return
     check_writable(arguments.out)
     arguments.check_same()
     if not is_done(arguments):
-        make_frozen_parts(arguments)
         run_jobs(arguments, flags)
     summary = write_report(arguments)
     print("\n".join(headline(summary, grade) for grade in ("0", "2") if grade in summary["table"]))

@@ -26,7 +26,7 @@ from recipes.evaluation.benchmark import Loaded
 from recipes.evaluation.benchmarks import benchmark_named
 from recipes.evaluation.running import Job, generate
 from recipes.generation.tasks import redraw_images
-from recipes.study.dialogues import caption_row, dialogue_rows
+from recipes.study.dialogues import as_caption, dialogue_rows, image_row
 from recipes.study.probes import CAPTIONED, OMITTED, Probe, label, tokens_of
 from recipes.study.questions import BENCHMARKS, load_questions, scores_of
 from recipes.study.settings import ARMS, EvidenceArguments
@@ -70,7 +70,6 @@ def tune(
     model: DeemForConditionalGeneration,
     processor: DeemProcessor,
     scenes: list[Scene],
-    start: Path,
     folder: Path,
     arguments: EvidenceArguments,
     seed: int,
@@ -81,8 +80,8 @@ def tune(
         The log of both.
     """
     count = arguments.answer_steps * arguments.answer_batch_size
-    described = [caption_row(scene.image, scene) | {"id": str(number)} for number, scene in enumerate(scenes)]
-    asked = dialogue_rows(start / "questions" / "labelled", scenes, max(arguments.answer_batch_size, count))
+    described = [image_row(scene, [as_caption(scene)]) | {"id": str(number)} for number, scene in enumerate(scenes)]
+    asked = dialogue_rows(scenes, max(arguments.answer_batch_size, count))
     size = min(arguments.batch_size, len(described))
     stages = (
         (described, (arguments.describe_steps, size, arguments.describe_learning_rate)),
@@ -174,11 +173,13 @@ def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
     for grade in sorted({0, min(2, max(arguments.grades))} & set(arguments.grades)):
         write_redrawn(model, processor, start, folder, grade, arguments.num_redrawn)
     lap("redraw")
-    renew_projector(model, tokens, seed)
-    answer_log = tune(model, processor, sets["labelled"], start, folder / "run", arguments, seed)
-    lap("tune")
-    scores |= answer_scores(model, processor, sets, start, folder, arguments)
-    lap("ask")
+    answer_log = []
+    if name in arguments.asked_arms:
+        renew_projector(model, tokens, seed)
+        answer_log = tune(model, processor, sets["labelled"], folder / "run", arguments, seed)
+        lap("tune")
+        scores |= answer_scores(model, processor, sets, start, folder, arguments)
+        lap("ask")
     result = {"seed": seed, "arm": name, "scores": scores, "redrawing_loss": redrawing, "seconds": seconds}
     result |= {"peak_megabytes": trained["peak_megabytes"], "log": trained["log"], "answer_log": answer_log}
     write_whole(folder / "result.json", json.dumps(result))

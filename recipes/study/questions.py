@@ -3,7 +3,7 @@
 
 vqav2/        open questions about the main object, the number of objects and the background
 pope/         is there a <color> <kind>? random, popular, adversarial
-robustvqa/    is <kind> the main object? <kind> or <kind>? of images whose kind the judge gets wrong (or of all)
+robustvqa/    is <kind> the main object? <kind> or <kind>? of images whose kind the judge gets wrong
 mmvp/         pairs of images that differ in one attribute of the main object and in nothing else
 """
 
@@ -21,7 +21,7 @@ from recipes.evaluation.building import LabelledImage, write_benchmark, wrong_it
 from recipes.evaluation.judge import KindJudge
 from recipes.evaluation.sources import DataSource
 from recipes.synthetic.scenes import Scene
-from recipes.synthetic.vocabulary import BACKGROUNDS, COLORS, EXTENTS, KINDS, PERIODS, pick
+from recipes.synthetic.vocabulary import BACKGROUNDS, COLORS, EXTENTS, PERIODS, pick
 from recipes.synthetic.writers import write_pope, write_vqa
 from recipes.synthetic.writers.files import jpeg
 
@@ -37,37 +37,25 @@ FIRST_PAIR = 1001  # MMVP's file has known errors at lower numbers, which its be
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
-def write_questions(folder: Path, scenes: Sequence[Scene], judge: KindJudge, every: bool) -> None:
-    """Write the four benchmarks about scenes that follow each other.
-
-    Args:
-        every: ask of all images which kind they show, and not of those alone that the judge gets wrong.
-    """
+def write_questions(folder: Path, scenes: Sequence[Scene], judge: KindJudge) -> None:
+    """Write the four benchmarks about scenes that follow each other."""
     world, start = scenes[0].world, scenes[0].index
     write_vqa(folder / "vqav2", world, len(scenes), start, split="val2014")
     write_pope(folder / "pope", world, len(scenes), start)
-    write_kinds(folder / "robustvqa", scenes, judge, every)
+    write_kinds(folder / "robustvqa", scenes, judge)
     write_pairs(folder / "mmvp", scenes)
 
 
-def write_kinds(folder: Path, scenes: Sequence[Scene], judge: KindJudge, every: bool) -> None:
-    """Write RobustVQA's file. The wrong kind is what the judge says, where it is right any other (if `every`)."""
+def write_kinds(folder: Path, scenes: Sequence[Scene], judge: KindJudge) -> None:
+    """Write RobustVQA's file of the images whose kind the judge gets wrong; the wrong kind is what the judge says."""
     folder.mkdir(parents=True, exist_ok=True)
-    kind_of = {f"world/{scene.main.kind}/{scene.index}.jpg": scene for scene in scenes}
     images = [
-        LabelledImage(name, scene.main.kind, lambda scene=scene: jpeg(scene.image)) for name, scene in kind_of.items()
+        LabelledImage(
+            f"world/{scene.main.kind}/{scene.index}.jpg", scene.main.kind, lambda scene=scene: jpeg(scene.image)
+        )
+        for scene in scenes
     ]
     items, counts = wrong_items(images, judge.name, 100, folder)
-    if every:
-        wrong = {item["file_name"]: item["error_caption"] for item in items}
-        items = []
-        for image in images:
-            scene = kind_of[image.file_name]
-            others = [kind for kind in KINDS if kind != image.label]
-            other = wrong.get(image.file_name) or pick(scene.world.rng(scene.index, "other kind"), others)
-            items.append({"file_name": image.file_name, "gt_caption": image.label, "error_caption": other})
-            (folder / image.file_name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / image.file_name).write_bytes(image.read())
     write_benchmark(folder / "robustvqa_test.json", {"judged": dict(counts)}, {"world": items})
 
 
@@ -121,16 +109,22 @@ def load_questions(folder: Path, name: str, scenes: Sequence[Scene]) -> list[Sam
     return samples
 
 
+def main_questions(scene: Scene) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield those of a scene's questions, with their numbers, that ask openly of the main object, the count and the background."""
+    tilted = f"Is the {scene.main.color} {scene.main.kind} upright or tilted?"
+    for number, asked in enumerate(scene.questions()):
+        if number < 6 or asked["question"] == tilted:
+            yield number, asked
+
+
 def open_questions(scenes: Sequence[Scene]) -> Iterator[tuple[str, str]]:
     """Yield id (as `write_vqa` numbers them) and attribute of what is asked openly of each image.
 
     Backgrounds that are never trained on have no right answer, and are left out.
     """
     for image, scene in enumerate(scenes, start=1):
-        tilted = f"Is the {scene.main.color} {scene.main.kind} upright or tilted?"
-        for number, asked in enumerate(scene.questions()):
-            named = asked["question"] == tilted or number < 6
-            if named and (asked["attribute"] != "background" or asked["answer"] in BACKGROUNDS):
+        for number, asked in main_questions(scene):
+            if asked["attribute"] != "background" or asked["answer"] in BACKGROUNDS:
                 yield str(image * 1000 + number), asked["attribute"]
 
 

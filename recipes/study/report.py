@@ -239,11 +239,17 @@ def only_with_feedback(arguments: EvidenceArguments, results: Results, seed: int
 
 def cost_table(summary: dict[str, Any]) -> str:
     """Return CPU seconds and memory of each arm, and its connector's loss on frozen tokens."""
-    names = list(next(iter(summary["cost"].values())))
+    names = list({name: 0 for cost in summary["cost"].values() for name in cost})
     rows = []
     for arm, cost in summary["cost"].items():
         losses = list(summary["redrawing"][arm].values())
-        rows.append((escape(arm), *(f"{cost.get(name, 0):.0f}" for name in names), f"{sum(losses) / len(losses):.4f}"))
+        rows.append(
+            (
+                escape(arm),
+                *(f"{cost[name]:.0f}" if name in cost else "" for name in names),
+                f"{sum(losses) / len(losses):.4f}",
+            )
+        )
     return table(("arm", *names, "loss of redrawing from frozen tokens"), rows)
 
 

@@ -72,32 +72,39 @@ class EvidenceArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each is a world and a start."})
     arms: list[str] = field(default_factory=lambda: list(HEADLINE), metadata={"help": f"Of {', '.join(ARMS)}."})
     full: bool = field(default=False, metadata={"help": "All arms."})
+    asked_arms: list[str] = field(
+        default_factory=lambda: list(HEADLINE),
+        metadata={"help": "Arms whose language side is tuned and asked; of the others tokens are probed and redrawn."},
+    )
     device: str = field(default="cpu", metadata={"help": "Of all training but the parts': cpu or cuda."})
     processes: int = field(default=2, metadata={"help": "At once, of one thread each."})
     num_images: int = field(default=2400, metadata={"help": "Images to train on, of each seed."})
     vision_steps: int = field(
         default=800, metadata={"help": "Steps of the encoder against coarse captions, before all."}
     )
-    steps: int = field(default=800, metadata={"help": "Training steps of an arm."})
+    steps: int = field(default=600, metadata={"help": "Training steps of an arm."})
     batch_size: int = field(default=32, metadata={"help": "Images or questions of a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of all that trains."})
     weight: float = field(default=5.0, metadata={"help": "Of what is added to the text loss."})
     num_labelled: int = field(
-        default=600, metadata={"help": "Labelled images that probes and answers are learned from."}
+        default=2400, metadata={"help": "Labelled images that probes and answers are learned from."}
     )
     num_tested: int = field(default=1000, metadata={"help": "Images of each grade that probes are tested on."})
-    num_asked: int = field(default=150, metadata={"help": "Images of each grade that questions are asked about."})
+    num_asked: int = field(default=100, metadata={"help": "Images of each grade that questions are asked about."})
     grades: list[int] = field(default_factory=lambda: list(range(len(SHIFTS))), metadata={"help": "Of the shift."})
     describe_steps: int = field(
-        default=400, metadata={"help": "Steps of the language side on full captions of the labelled images."}
+        default=150, metadata={"help": "Steps of the language side on full captions of the labelled images."}
     )
     describe_learning_rate: float = field(default=3e-3, metadata={"help": "In these steps."})
-    answer_steps: int = field(default=400, metadata={"help": "Steps of the language side on questions, after that."})
-    answer_batch_size: int = field(default=8, metadata={"help": "Dialogues of such a step."})
+    answer_steps: int = field(default=120, metadata={"help": "Steps of the language side on questions, after that."})
+    answer_batch_size: int = field(default=16, metadata={"help": "Dialogues of such a step."})
     answer_learning_rate: float = field(default=2e-3, metadata={"help": "In these steps."})
     num_redrawn: int = field(default=12, metadata={"help": "Images of the sheets of redrawn ones."})
     redraw_steps: int = field(
-        default=300, metadata={"help": "Steps of the connector that frozen tokens are redrawn by."}
+        default=150, metadata={"help": "Steps of the connector that frozen tokens are redrawn by."}
+    )
+    reading_steps: int = field(
+        default=1300, metadata={"help": "Steps of the language model on text, one of the frozen parts."}
     )
     parts_scale: float = field(default=1.0, metadata={"help": "Multiplies the steps of the frozen parts."})
     parts_images: int = field(
@@ -113,8 +120,9 @@ class EvidenceArguments:
 
     def __post_init__(self) -> None:
         self.arms = list(ARMS) if self.full else list(self.arms)
-        if unknown := sorted(set(self.arms) - set(ARMS)):
-            raise ValueError(f"--arms {' '.join(unknown)}: no such arm. Give any of {', '.join(ARMS)}.")
+        for option, names in (("arms", self.arms), ("asked_arms", self.asked_arms)):
+            if unknown := sorted(set(names) - set(ARMS)):
+                raise ValueError(f"--{option} {' '.join(unknown)}: no such arm. Give any of {', '.join(ARMS)}.")
         if unknown := sorted(set(self.grades) - set(range(len(SHIFTS)))):
             raise ValueError(f"--grades {unknown}: expected numbers from 0 to {len(SHIFTS) - 1}.")
         if 0 not in self.grades:
@@ -138,7 +146,7 @@ class EvidenceArguments:
 
     def fixed(self) -> dict[str, Any]:
         """What decides the figures; results made with other values cannot stand beside each other."""
-        free = ("out", "parts", "seeds", "arms", "full", "processes", "photos", "job")
+        free = ("out", "parts", "seeds", "arms", "full", "asked_arms", "processes", "photos", "job")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def check_same(self) -> None:

@@ -5,7 +5,7 @@ seed<k>/start/images/<set>.npy    uint8 (N, 64, 64, 3): train, labelled, and tes
 seed<k>/start/latents.pt          of the training images, as `DeemImageDecoder.encode_posterior` gives them
 seed<k>/start/vision/             the encoder, trained against coarse captions alone
 seed<k>/start/model/              model and processor, everything that joins the parts untrained
-seed<k>/start/questions/<set>/    benchmark files about labelled and tested images
+seed<k>/start/questions/<set>/    benchmark files about tested images
 seed<k>/start/start.json          written last
 """
 
@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
+from transformers import set_seed
 
 from modeling_deem import DeemForConditionalGeneration
 from processing import DeemProcessor
 from recipes import pretrain
 from recipes.evaluation.judge import KindJudge
+from recipes.parts import whole_folder
+from recipes.study.parts import words_of
 from recipes.study.questions import write_questions
 from recipes.study.settings import LABELLED, EvidenceArguments
 from recipes.synthetic.parts.texts import caption_tokenizer
@@ -69,27 +71,33 @@ def encode_latents(
         torch.save(torch.cat(found), unfinished)
 
 
-def make_start(arguments: EvidenceArguments, seed: int) -> None:
-    """Make all that the arms of a seed share, unless it is there."""
+def make_encoder(arguments: EvidenceArguments, seed: int) -> None:
+    """Draw the images of a seed and train its encoder against coarse captions alone, unless it is there."""
     folder, begun = arguments.folder(seed, "start"), time.process_time()
-    if (folder / "start.json").is_file():
+    if (folder / "vision").exists():
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    sets = image_sets(arguments, seed)
-    for name, scenes in sets.items():
+    for name, scenes in image_sets(arguments, seed).items():
         with whole_file(folder / "images" / f"{name}.npy") as unfinished, open(unfinished, "wb") as stream:
             np.save(stream, np.stack([np.asarray(scene.image) for scene in tqdm(scenes, f"seed {seed} {name}")]))
     set_seed(seed)
-    parts = Path(arguments.parts)
-    tokenizer: PreTrainedTokenizerFast = caption_tokenizer(AutoTokenizer.from_pretrained(parts / "text"))
     counts = (arguments.num_images, min(300, arguments.num_tested), arguments.vision_steps)
-    said = train_vision(folder / "vision", tokenizer, arguments.world(seed), *counts, details=("coarse",))
-    model, processor = compose(folder / "vision", parts, folder / "model")
+    with whole_folder(folder / "vision") as unfinished:
+        words = caption_tokenizer(words_of(arguments))
+        said = train_vision(unfinished, words, arguments.world(seed), *counts, details=("coarse",))
+    print(f"seed {seed} encoder: {said}; {time.process_time() - begun:.0f} s of processor time", flush=True)
+
+
+def make_start(arguments: EvidenceArguments, seed: int) -> None:
+    """Make all that the arms of a seed share from its encoder and the frozen parts, unless it is there."""
+    folder, begun = arguments.folder(seed, "start"), time.process_time()
+    if (folder / "start.json").is_file():
+        return
+    set_seed(seed)
+    model, processor = compose(folder / "vision", Path(arguments.parts), folder / "model")
     encode_latents(model, processor, read_images(folder, "train"), folder / "latents.pt")
     judge = KindJudge(model, processor, arguments.world(seed), min(600, arguments.num_images))
-    for name, scenes in sets.items():
-        if name != "train":
-            count = arguments.num_labelled if name == "labelled" else arguments.num_asked
-            write_questions(folder / "questions" / name, scenes[:count], judge, every=name == "labelled")
-    about = {"seed": seed, "vision": said, "seconds": time.process_time() - begun}
-    write_whole(folder / "start.json", json.dumps(about, indent=1))
+    for name, scenes in image_sets(arguments, seed).items():
+        if name.startswith("tested"):
+            write_questions(folder / "questions" / name, scenes[: arguments.num_asked], judge)
+    write_whole(folder / "start.json", json.dumps({"seed": seed, "seconds": time.process_time() - begun}, indent=1))

@@ -111,10 +111,10 @@ def difference(
         return None
     better, units = joined(results, first, seeds, members, grade)
     worse, same = joined(results, second, seeds, members, grade)
+    if not units or not same:
+        return None
     if units != same:
         raise ValueError(f"{first} and {second} were asked different things about {members}: remove their results.")
-    if not units:
-        return None
     gained = [one - other for one, other in zip(better, worse, strict=True)]
     row = _as_row(mean_interval(gained, clusters(units), bounds=(-1, 1)))
     row["seeds"] = {
@@ -171,8 +171,9 @@ def _of_arm(results: Results, arm: str, members: Sequence[str], grade: str) -> d
 
 def cost_of(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return mean CPU seconds (of one thread) of each piece of an arm's work, and the most memory in training, in megabytes."""
-    names = results[0]["seconds"]
-    seconds = {f"{name} s": _mean([one["seconds"][name] for one in results]) for name in names}
+    names = {name: 0 for one in results for name in one["seconds"]}
+    known = {name: [one["seconds"][name] for one in results if name in one["seconds"]] for name in names}
+    seconds = {f"{name} s": _mean(values) for name, values in known.items()}
     return seconds | {"peak MB": max(one["peak_megabytes"] for one in results)}
 
 

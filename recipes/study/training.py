@@ -20,6 +20,7 @@ from processing import DeemDataCollator, DeemProcessor
 from recipes.study.settings import Arm, EvidenceArguments
 
 PATCH, OTHERS, ALIGNED_MAP = 8, 3, -2  # pixels; images contrasted with; of the other encoder's maps
+NOISE = 0.01  # of the largest variance of image tokens
 HEAD = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 HEAD |= {"cross_attention_frequency": 1, "qk_norm": False, "initializer_range": 0.06}
 
@@ -207,7 +208,8 @@ def renew_projector(model: DeemForConditionalGeneration, tokens: Tensor, seed: i
     """Start the map from image tokens to the language model anew, so that all that differs between images is heard.
 
     What it learned from captions passes on what captions say, beside a part that is the same for all images and much
-    larger. The new one is random and as large as word embeddings, of tokens without that part, whitened over images.
+    larger. Of the new one, what differs between images becomes a random vector as large as word embeddings, whitened over
+    images; what is the same for all becomes another such vector, by which each of the Q tokens is known.
 
     Args:
         tokens: (N, Q, P), of training images.
@@ -215,15 +217,20 @@ def renew_projector(model: DeemForConditionalGeneration, tokens: Tensor, seed: i
     projector, words = model.model.projector, model.get_input_embeddings().weight
     tokens, draws = tokens.to(words.device, torch.float64), torch.Generator().manual_seed(seed)
     constant = tokens.mean(0)  # [Q, P], the same for all images
-    center = constant.mean(0)
-    basis = torch.linalg.svd(constant - center, full_matrices=False)[2][: len(constant) - 1]  # [Q - 1, P]
+    center, deviation = constant.mean(0), words.double().std()
+
+    def random_map(axes: Tensor) -> Tensor:
+        return torch.randn(len(projector.weight), axes.shape[1], generator=draws).to(axes) @ axes.T
+
+    _, sizes, basis = torch.linalg.svd(constant - center, full_matrices=False)
+    sizes, basis = sizes[: len(constant) - 1], basis[: len(constant) - 1]  # [Q - 1, P]
     own = (tokens - constant).flatten(0, 1)
     own -= own @ basis.T @ basis
     values, axes = torch.linalg.eigh(own.T @ own / len(own))  # ascending
     kept = values > 1e-4 * values[-1]
-    whiten = axes[:, kept] / values[kept].sqrt()  # [P, R]
-    random = torch.randn(len(projector.weight), whiten.shape[1], generator=draws).to(whiten)
-    weight = random @ whiten.T * words.double().std() / whiten.shape[1] ** 0.5
+    shrunk = values[kept] + NOISE * values[-1]  # what hardly differs is not made as large as what differs
+    weight = random_map(axes[:, kept] / shrunk.sqrt()) / (values[kept] / shrunk).sum().sqrt()
+    weight = deviation * (weight + random_map(basis.T / sizes))
     projector.weight.copy_(weight)
     projector.bias.copy_(words.double().mean(0) - weight @ center)
 

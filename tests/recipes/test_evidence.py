@@ -16,15 +16,16 @@ from transformers import AutoProcessor, set_seed
 
 from modeling_deem import DeemForConditionalGeneration
 from recipes import evidence
-from recipes.parts import PartsArguments, make_parts
 from recipes.study.arm_run import run_arm
-from recipes.study.dialogues import dialogue_rows
+from recipes.study.dialogues import as_caption, dialogue_rows, messages_of, question
+from recipes.study.parts import make_part, words_of
 from recipes.study.photographs import brighter_half, dominant_hue, group_of, run_photographs
 from recipes.study.probes import Probe, tokens_of
 from recipes.study.questions import PAIRED, variant
+from recipes.study.reading import encode
 from recipes.study.report import headline, write_report
 from recipes.study.settings import ARMS, EvidenceArguments
-from recipes.study.start import image_sets, make_start
+from recipes.study.start import image_sets, make_encoder, make_start
 from recipes.study.summary import difference, said_of
 from recipes.study.training import (
     ArmCollator,
@@ -42,6 +43,7 @@ TINY |= {
     "answer_steps": 1,
     "describe_steps": 1,
     "redraw_steps": 1,
+    "reading_steps": 2,
     "num_redrawn": 1,
     "grades": [0, 2],
     "seeds": [0],
@@ -53,10 +55,10 @@ def run(tmp_path_factory) -> EvidenceArguments:
     """Two arms and the control, of a few steps each."""
     out = tmp_path_factory.mktemp("evidence")
     arguments = EvidenceArguments(out=str(out), parts=str(out / "parts"), **TINY)
-    counts = {"num_texts": 40, "num_held_out": 8, "steps_scale": 0.001}
-    make_parts(PartsArguments(out=arguments.parts, only=["text"], **counts))
+    make_part(arguments, "text")
     save_diffusion(out / "parts" / "diffusion")
     arguments.check_same()
+    make_encoder(arguments, 0)
     make_start(arguments, 0)
     for arm in arguments.arms:
         run_arm(arguments, 0, arm)
@@ -149,7 +151,7 @@ def test_what_every_other_arm_trains(run, name, tmp_path):
 
 def test_dialogues_show_an_image_once_and_ask_several_benchmarks(run):
     scenes = image_sets(run, 0)["labelled"]
-    rows = dialogue_rows(run.folder(0, "start") / "questions" / "labelled", scenes, 40)
+    rows = dialogue_rows(scenes, 40)
     shown = [[part["type"] for message in row["messages"] for part in message["content"]] for row in rows]
     assert len(rows) == 40 and all(parts.count("image") == 1 for parts in shown)
     lengths = [len(row["messages"]) for row in rows]
@@ -167,7 +169,9 @@ def test_a_new_projector_hears_what_differs_between_images(run):
     words = model.get_input_embeddings().weight.detach()
     assert torch.allclose(heard.mean((0, 1)), words.mean(0), atol=0.1 * float(words.std()))
     assert 0.5 < float((heard - heard.mean(0)).std() / words.std()) < 2
-    assert float(heard.mean(0).std(0).mean()) < 0.2 * float(words.std())  # what is the same for all images
+    same = heard.mean(0)  # [Q, D], for all images: a token is known by it, and it does not drown the rest
+    assert 0.5 < float((same - same.mean(0)).std() / words.std()) < 1.5
+    assert float(torch.cdist(same, same)[~torch.eye(len(same), dtype=bool)].min()) > float(words.std())
 
 
 def test_photographs_are_asked_the_same_question(run, tmp_path):
@@ -281,3 +285,37 @@ def test_bad_options(given, message):
 def test_the_shipped_configuration_is_the_default():
     assert evidence.parse([]) == EvidenceArguments()
     assert evidence.parse(["--full", "--seeds", "3", "4"]).arms == list(ARMS)
+
+
+def test_the_language_model_reads_what_it_is_asked_about(run):
+    scene = World(0, max_objects=3).scene(5)
+    words = words_of(run)
+    dialogue = messages_of({"type": "text", "text": f"{scene.caption('full')} "}, [as_caption(scene)])
+    ids, labels = encode(words, dialogue)
+    assert words.decode(labels[labels != -100]).strip() == f"A photo of {scene.caption('full')}</s>"
+    assert scene.caption("full") in words.decode(ids[labels == -100])
+    assert len(words(" Please anwser yes or no").input_ids) == 6  # bos and a token for each word
+
+
+@pytest.mark.parametrize("name", ["vqav2", "pope", "robustvqa", "mmvp"])
+def test_questions_of_dialogues_are_right(name):
+    """A benchmark's own rule takes the answer for right, of what the caption tells and of nothing else."""
+    draws = np.random.default_rng(0)
+    for index in range(40):
+        scene = World(0, max_objects=3).scene(index)
+        request, answer = question(scene, name, draws, detail="medium")
+        asked = request.pieces[-1]
+        assert answer.startswith("The answer is ")
+        said = answer.removeprefix("The answer is ")
+        things = [(thing.color, thing.kind) for thing in scene.objects]
+        if name == "pope":
+            color, kind = asked.split()[3:5]
+            assert said == ("yes" if (color, kind) in things else "no")
+        elif name == "robustvqa" and said not in ("yes", "no"):
+            assert said == scene.main.kind and f" {said}" in asked
+        elif name == "robustvqa":
+            assert (said == "yes") == (f"Is {scene.main.kind} " in asked)
+        elif name == "mmvp":
+            assert f"{said} {scene.main.color}" in asked and "What color" in asked
+        else:
+            assert said in scene.caption("medium") or said in ("1", "2", "3")

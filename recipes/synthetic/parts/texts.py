@@ -30,7 +30,7 @@ def world_texts(world: World, indices: range) -> Iterator[str]:
         yield PARTS_DIALOGUE.format(user=user, assistant=f"{ANSWER_BEGIN} {asked['answer']}")
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE that reads any text, puts bos in front, and has every word of the world as one token."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -40,7 +40,9 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return wrap_tokenizer(backend, template="<s> $A")
 
