@@ -19,7 +19,7 @@ help:
 	@echo "make install   .venv with the pinned CPU torch, this package (editable) and its development tools"
 	@echo "make demo      parts -> pretrain -> SFT -> generate -> evaluate -> report, on a CPU, resumable"
 	@echo "make app       talk with the demo's model in a browser (docs/demo.md)"
-	@echo "make evidence  does the feedback help? three seeds, three arms, one to two hours (docs/evidence.md)"
+	@echo "make evidence  does the feedback help? three seeds, three arms, within an hour (docs/evidence.md)"
 	@echo "make test      the test suite; as root on Debian it installs Chromium for the tests in a browser"
 	@echo "make standards transformers' own test mixins against our classes (downloads them; see tests/standards)"
 	@echo "make reliability bad inputs by the thousand, kills, full disks (docs/reliability.md)"

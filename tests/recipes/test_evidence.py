@@ -291,9 +291,13 @@ def test_the_language_model_reads_what_it_is_asked_about(run):
     scene = World(0, max_objects=3).scene(5)
     words = words_of(run)
     dialogue = messages_of({"type": "text", "text": f"{scene.caption('full')} "}, [as_caption(scene)])
-    ids, labels = encode(words, dialogue)
-    assert words.decode(labels[labels != -100]).strip() == f"A photo of {scene.caption('full')}</s>"
-    assert scene.caption("full") in words.decode(ids[labels == -100])
+    encoded = encode(words, dialogue)
+    pairs = list(zip(encoded["input_ids"], encoded["labels"], strict=True))
+    assert (
+        words.decode([one for one, label in pairs if label == one]).strip()
+        == f"A photo of {scene.caption('full')}</s>"
+    )
+    assert scene.caption("full") in words.decode([one for one, label in pairs if label == -100])
     assert len(words(" Please anwser yes or no").input_ids) == 6  # bos and a token for each word
 
 

@@ -12,6 +12,8 @@ from recipes.synthetic.parts.texts import train_tokenizer, world_texts
 from recipes.synthetic.scenes import World
 from recipes.synthetic.vocabulary import COLORS, HELD_OUT
 
+WIDTH = 128
+
 
 def rows_of_tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> Tensor:
     """Return texts in random order, each between bos and eos, one after the other in rows, (N, length)."""
@@ -19,6 +21,32 @@ def rows_of_tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str], length:
     ids = tokenizer([texts[i] + tokenizer.eos_token for i in order]).input_ids
     stream = torch.tensor([token for row in ids for token in row])
     return stream[: len(stream) // length * length].view(-1, length)
+
+
+def untrained(tokenizer: PreTrainedTokenizerFast, initializer_range: float = 0.02) -> LlamaForCausalLM:
+    """Return a language model of about one million parameters.
+
+    Args:
+        initializer_range: standard deviation of all weights but the embeddings.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        initializer_range=initializer_range,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    # Images are drawn from the last states of words. With embeddings of the usual 0.02, which is for widths of thousands,
+    # these hold no more than what comes next, which is the same after "red" and after "blue"; these keep the words.
+    nn.init.normal_(model.get_input_embeddings().weight)
+    return model
 
 
 def train_text(folder: Path, world: World, num_texts: int, num_held_out: int, steps: int) -> str:
@@ -34,23 +62,7 @@ def train_text(folder: Path, world: World, num_texts: int, num_held_out: int, st
     """
     texts = list(world_texts(world, range(num_texts)))
     tokenizer = train_tokenizer(texts)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    # Images are drawn from the last states of words. With embeddings of the usual 0.02, which is for widths of thousands,
-    # these hold no more than what comes next, which is the same after "red" and after "blue"; these keep the words.
-    nn.init.normal_(model.get_input_embeddings().weight)
-
+    model = untrained(tokenizer)
     data = rows_of_tokens(tokenizer, texts, length=128)
 
     def loss_of() -> Tensor:
