@@ -91,9 +91,8 @@ def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
         waiting = [*parts, *encoders.values(), *starts.values()]
         if arguments.photos:
             waiting += [jobs.submit(f"{seed}:photographs") for seed in arguments.seeds]
-        for arm in reversed(
-            arguments.arms
-        ):  # the shortest, "text", comes last, so that no process waits long for the other
+        # "text", the shortest, comes last, so that no process waits long for the other
+        for arm in reversed(arguments.arms):
             waiting += [jobs.submit(f"{seed}:{arm}", [starts[seed]]) for seed in arguments.seeds]
         for future in waiting:
             future.result()
@@ -104,7 +103,7 @@ def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
 def is_done(arguments: EvidenceArguments) -> bool:
     """Whether all results are there."""
     wanted = [*arguments.arms, *(["photographs"] if arguments.photos else [])]
-    return all((arguments.folder(seed, name) / "result.json").is_file() for seed in arguments.seeds for name in wanted)
+    return all(arguments.finished(seed, name) for seed in arguments.seeds for name in wanted)
 
 
 def run_job(arguments: EvidenceArguments, what: str, name: str) -> None:

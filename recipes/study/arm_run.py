@@ -137,7 +137,7 @@ def peak_megabytes() -> float:
 def run_arm(arguments: EvidenceArguments, seed: int, name: str) -> None:
     """Train and measure one arm, unless its result is there."""
     folder, start, arm = arguments.folder(seed, name), arguments.folder(seed, "start"), ARMS[name]
-    if (folder / "result.json").is_file():
+    if arguments.finished(seed, name):
         return
     torch.set_num_threads(1)
     shutil.rmtree(folder / "answers", ignore_errors=True)  # what a killed run left

@@ -12,6 +12,8 @@ from recipes.whole_files import write_whole
 
 LABELLED = HELD_OUT + 500_000  # the first scene of those that are labelled; those from HELD_OUT on are tested
 MOST_OBJECTS = 3
+SETTINGS = "settings.json"
+OF_PARTS = ("reading_steps", "parts_scale", "parts_images")  # what decides the frozen parts
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class EvidenceArguments:
     )
     job: str = field(
         default="",
-        metadata={"help": "One piece of the work, SEED:ARM, SEED:start or SEED:photographs; for the recipe itself."},
+        metadata={
+            "help": "One piece of the work: part:NAME, or SEED and encoder, start, photographs or an arm; for the recipe itself."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -149,16 +153,37 @@ class EvidenceArguments:
         free = ("out", "parts", "seeds", "arms", "full", "asked_arms", "processes", "photos", "job")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
+    def finished(self, seed: int, name: str) -> bool:
+        """Whether the result of an arm, or of the photographs, is there, with the answers if it is to be asked."""
+        file = self.folder(seed, name) / "result.json"
+        if not file.is_file():
+            return False
+        return name not in self.asked_arms or "ask" in json.loads(file.read_text(encoding="utf-8"))["seconds"]
+
     def check_same(self) -> None:
-        """Write the settings into `--out`, or compare with those that are there.
+        """Write the settings into `--out` and `--parts`, or compare with those that are there.
 
         Raises:
-            ValueError: the folder holds results of other settings.
+            ValueError: a folder holds what was made with other settings, or parts of which these are not known.
         """
-        file = Path(self.out, "settings.json")
-        if not file.is_file():
-            write_whole(file, json.dumps(self.fixed(), indent=1))
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if odd := {name: (kept.get(name), value) for name, value in self.fixed().items() if kept.get(name) != value}:
-            told = "; ".join(f"{name} {before}, now {now}" for name, (before, now) in odd.items())
-            raise ValueError(f"{self.out} holds results of other settings: {told}. Name another --out, or remove it.")
+        own = self.fixed()
+        _keep_or_compare("--out", Path(self.out), own)
+        parts = Path(self.parts)
+        if any((parts / name).exists() for name in ("text", "diffusion")) and not (parts / SETTINGS).is_file():
+            raise ValueError(
+                f"--parts {parts} holds parts of an earlier version, which read with another tokenizer. Name another "
+                "--parts, or remove it."
+            )
+        _keep_or_compare("--parts", parts, {name: own[name] for name in OF_PARTS})
+
+
+def _keep_or_compare(option: str, folder: Path, settings: dict[str, Any]) -> None:
+    file = folder / SETTINGS
+    if not file.is_file():
+        write_whole(file, json.dumps(settings, indent=1))
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if odd := {name: (kept.get(name), value) for name, value in settings.items() if kept.get(name) != value}:
+        told = "; ".join(f"{name} {before}, now {now}" for name, (before, now) in odd.items())
+        raise ValueError(
+            f"{option} {folder} holds results of other settings: {told}. Name another {option}, or remove it."
+        )

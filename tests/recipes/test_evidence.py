@@ -55,9 +55,9 @@ def run(tmp_path_factory) -> EvidenceArguments:
     """Two arms and the control, of a few steps each."""
     out = tmp_path_factory.mktemp("evidence")
     arguments = EvidenceArguments(out=str(out), parts=str(out / "parts"), **TINY)
+    arguments.check_same()
     make_part(arguments, "text")
     save_diffusion(out / "parts" / "diffusion")
-    arguments.check_same()
     make_encoder(arguments, 0)
     make_start(arguments, 0)
     for arm in arguments.arms:
@@ -103,6 +103,31 @@ def test_a_killed_run_goes_on_and_other_settings_are_refused(run, tmp_path):
     assert results[0] == results[1]  # the same figures: everything is drawn from the seed
     with pytest.raises(ValueError, match="steps 2, now 3.*another --out"):
         EvidenceArguments(out=again.out, parts=run.parts, **TINY | {"steps": 3}).check_same()
+
+
+def test_an_arm_that_is_not_asked_is_asked_later(run, tmp_path):
+    again = EvidenceArguments(out=str(tmp_path), parts=run.parts, **TINY, arms=["text", "consistency", "anchor"])
+    shutil.copytree(run.out, again.out, dirs_exist_ok=True)
+    run_arm(again, 0, "anchor")
+    rows = write_report(again)["table"]["0"]
+    assert rows["open color"]["arms"]["anchor"] is None and rows["probe color"]["arms"]["anchor"]["count"] == 8
+    assert "anchor - text" in rows["probe color"]["differences"]
+    assert "anchor - text" not in rows["open color"]["differences"]
+    assert evidence.is_done(again)
+    again.asked_arms.append("anchor")
+    trained = (again.folder(0, "anchor") / "trained.json").stat().st_mtime_ns
+    assert not evidence.is_done(again)
+    run_arm(again, 0, "anchor")
+    assert evidence.is_done(again) and (again.folder(0, "anchor") / "trained.json").stat().st_mtime_ns == trained
+    assert write_report(again)["table"]["0"]["open color"]["arms"]["anchor"]["count"]
+
+
+def test_parts_of_other_settings_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="reading_steps 2, now 3.*another --parts"):
+        EvidenceArguments(out=str(tmp_path / "a"), parts=run.parts, **TINY | {"reading_steps": 3}).check_same()
+    (tmp_path / "old" / "text").mkdir(parents=True)
+    with pytest.raises(ValueError, match="earlier version"):
+        EvidenceArguments(out=str(tmp_path / "b"), parts=str(tmp_path / "old"), **TINY).check_same()
 
 
 def test_the_control_rolls_the_targets_and_nothing_else(run):
