@@ -17,8 +17,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Lock
 
 import torch
 from trl import TrlParser
@@ -29,7 +30,8 @@ from recipes.study.photographs import run_photographs
 from recipes.study.report import headline, write_report
 from recipes.study.settings import EvidenceArguments
 from recipes.study.start import make_encoder, make_start
-from recipes.whole_files import check_writable
+from recipes.study.summary import TESTED_GRADES
+from recipes.whole_files import alone, check_writable
 
 CONFIG = Path(__file__).parent / "configs" / "evidence" / "default.yaml"
 
@@ -41,11 +43,18 @@ def parse(flags: list[str]) -> EvidenceArguments:
 
 
 class Jobs:
-    """Runs pieces of the work as processes of one thread, some at a time; a kill of this process ends them too."""
+    """Runs pieces of the work as processes of one thread, some at a time; where this one is told to end, they end too.
 
-    def __init__(self, flags: list[str], processes: int) -> None:
-        self.flags, self.pool, self.running = flags, ThreadPoolExecutor(processes), set()
-        self.stopped = False
+    Args:
+        flags: of the recipe, for each of them.
+        processes: at once.
+        lock: the descriptor of `recipes.whole_files.alone`, which they inherit: they hold the folder even where they outlive this one.
+    """
+
+    def __init__(self, flags: list[str], processes: int, lock: int) -> None:
+        self.flags, self.pool, self.lock = flags, ThreadPoolExecutor(processes), lock
+        self.running: set[subprocess.Popen] = set()
+        self.stopped, self.starting = False, Lock()
 
     def submit(self, job: str, after: Sequence[Future] = ()) -> Future:
         """Run `--job job`, when all of `after`, which were submitted before it, have ended."""
@@ -54,34 +63,35 @@ class Jobs:
     def _run(self, job: str, after: Sequence[Future]) -> None:
         for future in after:
             future.result()
-        if self.stopped:
-            return
         command = [sys.executable, str(Path(__file__).resolve()), *self.flags, "--job", job]
-        process = subprocess.Popen(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        )
-        self.running.add(process)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with self.starting:  # none starts between the end of the others and the end of this one
+            if self.stopped:
+                return
+            process = subprocess.Popen(command, env=environment, pass_fds=(self.lock,))
+            self.running.add(process)
         try:
             if code := process.wait():
                 raise RuntimeError(f"The job {job} failed (exit code {code}). The same command goes on from here.")
         finally:
             self.running.discard(process)
 
-    def stop(self, *_: object) -> None:
+    def stop(self) -> None:
         """End what runs; start nothing more."""
-        self.stopped = True
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(self.running):
-            process.terminate()
+        with self.starting:
+            self.stopped = True
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(self.running):
+                process.terminate()
 
 
-def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
+def run_jobs(arguments: EvidenceArguments, flags: list[str], lock: int) -> None:
     """Make the frozen parts, the start of every seed and then its arms, as far as they are not there.
 
     Raises:
         RuntimeError: a job failed; the others are ended.
     """
-    jobs = Jobs(flags, arguments.processes)
+    jobs = Jobs(flags, arguments.processes, lock)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped. The same command goes on from here."))
     words_of(arguments)  # all others read with it
     try:
@@ -94,7 +104,7 @@ def run_jobs(arguments: EvidenceArguments, flags: list[str]) -> None:
         # "text", the shortest, comes last, so that no process waits long for the other
         for arm in reversed(arguments.arms):
             waiting += [jobs.submit(f"{seed}:{arm}", [starts[seed]]) for seed in arguments.seeds]
-        for future in waiting:
+        for future in wait(waiting, return_when=FIRST_EXCEPTION).done:
             future.result()
     finally:
         jobs.stop()
@@ -125,9 +135,11 @@ def main(flags: list[str]) -> None:
     check_writable(arguments.out)
     arguments.check_same()
     if not is_done(arguments):
-        run_jobs(arguments, flags)
+        busy = "Another run of this recipe, or a job that outlived one, works in it. Wait for it or end it."
+        with alone(arguments.out, f"--out {arguments.out}: {busy}") as lock:
+            run_jobs(arguments, flags, lock)
     summary = write_report(arguments)
-    print("\n".join(headline(summary, grade) for grade in ("0", "2") if grade in summary["table"]))
+    print("\n".join(headline(summary, grade) for grade in TESTED_GRADES if grade in summary["table"]))
     if summary["photographs"]["arms"]:
         print(headline(summary["photographs"], title="photographs"))
     print("\n".join(f"{verdict}: {text}" for verdict, text in summary["said"]))

@@ -1,6 +1,7 @@
 # Copyright 2026 The DEEM team. Licensed under the Apache License, Version 2.0.
 """Files that are written whole or not at all, and words for a disk that takes none."""
 
+import fcntl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+LOCK = ".lock"
 AGAIN = "Make room or write access, or name another folder, and start the same command again."
 
 
@@ -44,6 +46,21 @@ def write_whole(path: str | Path, text: str) -> None:
     """Write a text file as UTF-8, see `whole_file`."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def alone(folder: str | Path, busy: str) -> Iterator[int]:
+    """Hold a folder for this process and those that inherit the descriptor that this gives, until all of them end.
+
+    Raises:
+        ValueError: others hold it; `busy` says so.
+    """
+    with open(Path(folder) / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(busy) from error
+        yield lock.fileno()
 
 
 def check_writable(folder: str | Path) -> None:

@@ -7,11 +7,10 @@
 Several processes write a file each, which are joined at the end, or when the run goes on.
 """
 
-import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +20,9 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from recipes.evaluation.benchmark import Line
-from recipes.whole_files import whole_file, worded, write_whole
+from recipes.whole_files import alone, whole_file, worded, write_whole
 
-PREDICTIONS, MANIFEST, LOCK = "predictions.jsonl", "manifest.json", ".lock"
+PREDICTIONS, MANIFEST = "predictions.jsonl", "manifest.json"
 SHARDS = "predictions-*-of-*.jsonl"
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pillow", "numpy")
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
@@ -76,17 +75,9 @@ class PredictionFile:
         self.whole = folder / PREDICTIONS
         self.own = self.whole if world == 1 else folder / f"predictions-{rank:05d}-of-{world:05d}.jsonl"
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[int]:
         """Keep other runs out of the folder. Raises ValueError if one is in it."""
-        with open(self.folder / LOCK, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(
-                    f"Another evaluation is writing to {self.folder}. Wait for it, or stop it."
-                ) from error
-            yield
+        return alone(self.folder, f"Another evaluation is writing to {self.folder}. Wait for it, or stop it.")
 
     def join(self, order: Sequence[str] = ()) -> list[Line]:
         """Join the files of all processes to one, each id once; to be called by one process, while none writes.

@@ -4,7 +4,7 @@ what the labels omit.
 
 The labels are groups of ImageNet's classes, by their number. The feedback is a `DeemFeedback` of a small denoiser from
 scratch, since the world's denoiser has never seen a photograph; with exchanged targets it is the control. Probes read the
-encoder's last map (4 x 4 vectors): what can be measured in a photograph without labels, the group, and its finer kind.
+encoder's last map (2 x 2 vectors): what can be measured in a photograph without labels, the group, and its finer kind.
 
 seed<k>/photographs/result.json    for each arm, scores as an arm of the world has them
 """
@@ -195,7 +195,7 @@ class Trainings:
 
     @torch.no_grad()
     def vectors(self, model: Classifier, images: Sequence[Image.Image]) -> Tensor:
-        """(N, 16 * 192): the encoder's last map."""
+        """(N, 2 * 2 * 192): the encoder's last map."""
         model.eval()
         parts = [self.pixels(images[start : start + 100]) for start in range(0, len(images), 100)]
         found = torch.cat([model.encoder(part).last_hidden_state.flatten(1) for part in parts])
@@ -261,7 +261,8 @@ def run_photographs(arguments: EvidenceArguments, seed: int) -> None:
         told[arm] = trainings.run(model, arguments.steps, arguments.learning_rate, seed, **options)
         scores[arm] = probe_photographs(trainings, model, *probes)
         print(f"seed {seed} photographs {arm}: {time.process_time() - begun:.0f} s", flush=True)
-    about = {"scores": scores, "losses": told, "counts": {name: dict(Counter(own)) for name, own in labels.items()}}
+    about = {"photos": str(Path(arguments.photos).resolve()), "scores": scores, "losses": told}
+    about |= {"counts": {name: dict(Counter(own)) for name, own in labels.items()}}
     write_whole(file, json.dumps(about | {"seconds": time.process_time() - begun}))
 
 

@@ -136,14 +136,12 @@ def answer_of(name: str, sample: Sample) -> str:
 
 
 def measure_of(name: str, line: Line) -> str:
-    """Return the measure that an answer counts for."""
+    """Return the measure that an answer to `name`, any but MMVP, counts for."""
     if name == "vqav2":
         return f"open {line['group']}"
     if name == "pope":
         return f"pope {line['group']}"
-    if name == "robustvqa":
-        return "robustvqa yes/no" if line["about"]["kind"] in ("yes", "no") else "robustvqa choice"
-    return "mmvp pairs"
+    return "robustvqa yes/no" if line["about"]["kind"] in ("yes", "no") else "robustvqa choice"
 
 
 def scores_of(name: str, lines: Sequence[Line]) -> dict[str, tuple[list[float], list[str]]]:

@@ -23,7 +23,7 @@ from recipes.study.photographs import PHOTOGRAPH_MEASURES, read_photograph_resul
 from recipes.study.questions import BENCHMARKS
 from recipes.study.settings import ARMS, EvidenceArguments
 from recipes.study.start import read_images
-from recipes.study.summary import GROUPS, Results, points, read_results, said_of, summarize, table_of
+from recipes.study.summary import GROUPS, TESTED_GRADES, Results, points, read_results, said_of, summarize, table_of
 from recipes.whole_files import whole_file, write_whole
 
 COLORS = ("#667085", "#2f5bea", "#d97706", "#12805c", "#b42318", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#111827")
@@ -53,7 +53,7 @@ def write_report(arguments: EvidenceArguments) -> dict[str, Any]:
         f'<p><b class="{MARK.get(verdict, "")}">{verdict}</b>: {escape(text)}</p>' for verdict, text in summary["said"]
     ]
     blocks = [section("What holds and what does not", "By the intervals alone; written from the numbers.", *verdicts)]
-    for grade in ("0", "2"):
+    for grade in TESTED_GRADES:
         note = f"Mean of {len(arguments.seeds)} seeds ({', '.join(map(str, arguments.seeds))}), each seed below it."
         blocks.append(section(f"Grade {grade}", note, *measure_tables(summary, grade)))
     blocks += [
@@ -76,12 +76,11 @@ def write_report(arguments: EvidenceArguments) -> dict[str, Any]:
         *photograph_section(summary),
         section(
             "Cost",
-            "Means over seeds, in seconds of one CPU core; the training of the arm is `train`.",
+            "Means over seeds, in seconds of one CPU core; the training of the arm is `train`. Memory: the most of all seeds, "
+            "until the end of training.",
             cost_table(summary),
         ),
-        section(
-            "The arms", "", table(("arm", "what it is"), [(name, f"{escape(ARMS[name].says)}") for name in results])
-        ),
+        section("The arms", "", table(("arm", "what it is"), [(name, escape(ARMS[name].says)) for name in results])),
     ]
     write_html(
         out / "evidence.html", "Does the feedback keep what captions omit?", "evidence", blocks, "recipes/evidence.py"
@@ -256,7 +255,7 @@ def cost_table(summary: dict[str, Any]) -> str:
 def headline(summary: dict[str, Any], grade: str = "0", title: str = "") -> str:
     """Return the headline table as aligned text: what each arm has, and the two differences, in percent and points."""
     arms = summary["arms"]
-    names = [name for name in ("consistency - text", "consistency - exchanged")]
+    names = ("consistency - text", "consistency - exchanged")
     lines = [
         f"{title or 'grade ' + grade:36s}"
         + "".join(f"{arm:>12s}" for arm in arms)

@@ -164,10 +164,18 @@ class EvidenceArguments:
         """Write the settings into `--out` and `--parts`, or compare with those that are there.
 
         Raises:
-            ValueError: a folder holds what was made with other settings, or parts of which these are not known.
+            ValueError: a folder holds what was made with other settings or of other photographs, or parts of which the
+                settings are not known.
         """
         own = self.fixed()
         _keep_or_compare("--out", Path(self.out), own)
+        for seed in self.seeds if self.photos else ():
+            file, asked = self.folder(seed, "photographs") / "result.json", str(Path(self.photos).resolve())
+            kept = json.loads(file.read_text(encoding="utf-8")).get("photos") if file.is_file() else asked
+            if kept != asked:
+                raise ValueError(
+                    f"{file} was made of the photographs in {kept}, now --photos {asked}. Remove it first."
+                )
         parts = Path(self.parts)
         if any((parts / name).exists() for name in ("text", "diffusion")) and not (parts / SETTINGS).is_file():
             raise ValueError(

@@ -16,10 +16,12 @@ from recipes.study.probes import CAPTIONED, OMITTED
 from recipes.study.settings import EvidenceArguments
 
 Results = dict[str, dict[int, dict[str, Any]]]  # by arm and seed
+NEVER_LABELLED = ("background", "texture")  # those of the higher grades: they have no right answer there
 OPEN_OMITTED = ("color", "orientation", "size", "position", "background")
 # Measures that join others, item by item.
 GROUPS = {
     "probes of what captions omit": tuple(f"probe {one}" for one in OMITTED),
+    "probes labelled at every grade": tuple(f"probe {one}" for one in OMITTED if one not in NEVER_LABELLED),
     "probes of what captions say": tuple(f"probe {one}" for one in CAPTIONED),
     "open questions on what captions omit": tuple(f"open {one}" for one in OPEN_OMITTED),
     "open questions on what captions say": ("open kind", "open count"),
@@ -38,6 +40,7 @@ PAIRS = (
     ("consistency", "anchor"),
     ("leak", "consistency"),
     ("confounded_b", "confounded_a"),
+    ("confounded_b", "consistency"),
 )
 TESTED_GRADES = ("0", "2")  # where differences are tested
 # What was hoped for: measure, grade, least gain over text alone.
@@ -106,13 +109,12 @@ def difference(
     results: Results, first: str, second: str, members: Sequence[str], grade: str, tested: bool
 ) -> dict[str, Any] | None:
     """Return how much `first` is above `second` over the same items of the seeds that both have; None without any."""
-    seeds = sorted(set(results.get(first, {})) & set(results.get(second, {})))
+    both = set(results.get(first, {})) & set(results.get(second, {}))
+    seeds = [s for s in sorted(both) if all(items_of(results[arm][s], members, grade)[1] for arm in (first, second))]
     if not seeds:
         return None
     better, units = joined(results, first, seeds, members, grade)
     worse, same = joined(results, second, seeds, members, grade)
-    if not units or not same:
-        return None
     if units != same:
         raise ValueError(f"{first} and {second} were asked different things about {members}: remove their results.")
     gained = [one - other for one, other in zip(better, worse, strict=True)]

@@ -4,6 +4,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from dataclasses import asdict
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from family_fixtures import save_diffusion
 from PIL import Image, ImageOps
-from transformers import AutoProcessor, set_seed
+from transformers import AutoProcessor
 
 from modeling_deem import DeemForConditionalGeneration
 from recipes import evidence
@@ -26,16 +28,17 @@ from recipes.study.reading import encode
 from recipes.study.report import headline, write_report
 from recipes.study.settings import ARMS, EvidenceArguments
 from recipes.study.start import image_sets, make_encoder, make_start
-from recipes.study.summary import difference, said_of
+from recipes.study.summary import difference, read_results, said_of
 from recipes.study.training import (
     ArmCollator,
     ArmTrainer,
     caption_rows,
-    freeze,
     renew_projector,
-    training_arguments,
+    train_arm,
+    train_redrawing,
 )
 from recipes.synthetic.scenes import World
+from recipes.whole_files import alone
 
 TINY = {"num_images": 16, "num_labelled": 12, "num_tested": 8, "num_asked": 2, "vision_steps": 1, "steps": 2}
 TINY |= {
@@ -122,6 +125,52 @@ def test_an_arm_that_is_not_asked_is_asked_later(run, tmp_path):
     assert write_report(again)["table"]["0"]["open color"]["arms"]["anchor"]["count"]
 
 
+def test_an_arm_asked_in_one_seed_alone_is_compared_there(run):
+    results = read_results(run)
+    results["consistency"][1] = results["consistency"][0]
+    results["text"][1] = results["text"][0] | {
+        "scores": {name: one for name, one in results["text"][0]["scores"].items() if name != "open color"}
+    }
+    assert set(difference(results, "consistency", "text", ["open color"], "0", False)["seeds"]) == {0}
+    assert set(difference(results, "consistency", "text", ["probe color"], "0", False)["seeds"]) == {0, 1}
+
+
+def test_tokens_of_every_arm_are_redrawn_by_the_same_denoiser(run, tmp_path, monkeypatch):
+    again = EvidenceArguments(**asdict(run) | {"out": str(tmp_path / "again"), "arms": ["confounded_a"]})
+    shutil.copytree(run.folder(0, "start"), again.folder(0, "start"))
+    used = {}
+
+    def watch(model, *args):
+        used.update({own: value.clone() for own, value in model.image_decoder.denoiser.state_dict().items()})
+        return train_redrawing(model, *args)
+
+    monkeypatch.setattr("recipes.study.arm_run.train_redrawing", watch)
+    run_arm(again, 0, "confounded_a")
+    own, first = (
+        DeemForConditionalGeneration.from_pretrained(
+            again.folder(0, name) / "model"
+        ).image_decoder.denoiser.state_dict()
+        for name in ("confounded_a", "start")
+    )
+    assert all(torch.equal(used[name], value) for name, value in first.items())
+    assert any(not torch.equal(own[name], value) for name, value in first.items())  # the arm had trained it
+
+
+def test_one_run_at_a_time(run, tmp_path):
+    """Also where the run is gone and one of its jobs is not."""
+    again = EvidenceArguments(**asdict(run) | {"out": str(tmp_path)})
+    flags = ["--out", again.out, "--parts", again.parts, "--seeds", "0"]
+    for name, value in TINY.items():
+        flags += [] if name == "seeds" else [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    with alone(tmp_path, "") as lock:
+        job = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with pytest.raises(ValueError, match="a job that outlived one"):
+        evidence.main(flags)
+    job.communicate(b"\n")
+    with alone(tmp_path, "still held"):
+        pass
+
+
 def test_parts_of_other_settings_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="reading_steps 2, now 3.*another --parts"):
         EvidenceArguments(out=str(tmp_path / "a"), parts=run.parts, **TINY | {"reading_steps": 3}).check_same()
@@ -143,35 +192,51 @@ def test_the_control_rolls_the_targets_and_nothing_else(run):
     )
 
 
-@pytest.mark.parametrize("name", ["pixels", "contrastive", "leak", "confounded_a", "confounded_b", "anchor"])
-def test_what_every_other_arm_trains(run, name, tmp_path):
-    """The gradient reaches the encoder exactly where the arm says so."""
+@pytest.mark.parametrize("name", ["pixels", "contrastive", "leak", "confounded_a", "confounded_b", "align"])
+def test_what_every_other_arm_trains(run, name, tmp_path, monkeypatch):
+    """Next to no text loss, the arm's own loss moves the encoder and nothing that the arm freezes; then nothing is left."""
     arm, start = ARMS[name], run.folder(0, "start")
+    arguments = EvidenceArguments(**asdict(run) | {"parts": str(tmp_path)})
+    shutil.copytree(start / "vision", tmp_path / "vision")  # whom "align" aligns to
     model = DeemForConditionalGeneration.from_pretrained(start / "model")
     processor, latents = AutoProcessor.from_pretrained(start / "model"), torch.load(start / "latents.pt")
     rows = caption_rows(["a circle"] * 4, [World().scene(index).image for index in range(4)], arm.draws)
-    model.config.consistency_loss_weight = 5.0 if arm.objective == "denoise" else 0.0
-    model.config.image_loss_weight = 5.0 if arm.draws else 0.0
-    freeze(model, arm.freeze)
-    set_seed(0)
-    trainer = ArmTrainer(
-        model=model,
-        args=training_arguments(run, tmp_path, 0, 2, 4, 1e-3),
-        data_collator=ArmCollator(processor, latents, arm.exchanged),
-        train_dataset=rows,
-        arm=arm,
-        weight=5.0,
-        teacher=tmp_path,
-    )
-    before = [value.clone() for value in model.model.vision_tower.encoder.parameters()]
-    denoiser = [value.clone() for value in model.image_decoder.denoiser.parameters()]
-    trainer.train()
-    moved = any(
-        not torch.equal(a, b) for a, b in zip(before, model.model.vision_tower.encoder.parameters(), strict=True)
-    )
-    assert moved == (name != "confounded_a")
-    drew = any(not torch.equal(a, b) for a, b in zip(denoiser, model.image_decoder.denoiser.parameters(), strict=True))
-    assert drew == (name == "confounded_a")
+    model.config.text_loss_weight = 1e-20  # of a micro-batch without any other loss of the model, 0 is refused
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients: dict[str, float] = {}
+
+    class Watched(ArmTrainer):
+        def training_step(self, model, *args, **kwargs):
+            loss = super().training_step(model, *args, **kwargs)
+            for own, value in model.named_parameters():
+                if value.grad is not None:
+                    gradients[own] = max(gradients.get(own, 0.0), float(value.grad.abs().max()))
+            return loss
+
+    monkeypatch.setattr("recipes.study.training.ArmTrainer", Watched)
+    train_arm(model, processor, arm, rows, latents, arguments, tmp_path / "run", 0)
+    reached = {own for own, size in gradients.items() if size > 1e-15}
+    encoder = {own for own in reached if own.startswith("model.vision_tower.encoder")}
+    assert bool(encoder) == (name != "confounded_a")
+    assert any(own.startswith("image_decoder.denoiser") for own in reached) == (name == "confounded_a")
+    frozen = tuple(f"{part}." for part in arm.freeze)
+    after = model.state_dict()
+    assert after.keys() == before.keys()  # a head that an arm brought is gone
+    assert all(torch.equal(after[own], value) for own, value in before.items() if own.startswith(frozen))
+
+
+def test_the_anchor_pulls_the_encoder_back(run, tmp_path):
+    start, arguments = run.folder(0, "start"), EvidenceArguments(**asdict(run) | {"steps": 8, "weight": 1e3})
+    processor, latents = AutoProcessor.from_pretrained(start / "model"), torch.load(start / "latents.pt")
+    rows = caption_rows(["a circle"] * 8, [World().scene(index).image for index in range(8)], draws=False)
+    away = {}
+    for name in ("text", "anchor"):
+        model = DeemForConditionalGeneration.from_pretrained(start / "model")
+        before = [value.clone() for value in model.model.vision_tower.encoder.parameters()]
+        train_arm(model, processor, ARMS[name], rows, latents, arguments, tmp_path, 0)
+        pairs = zip(before, model.model.vision_tower.encoder.parameters(), strict=True)
+        away[name] = sum(float((one - other).detach().square().sum()) for one, other in pairs)
+    assert 0 < away["anchor"] < 0.5 * away["text"]
 
 
 def test_dialogues_show_an_image_once_and_ask_several_benchmarks(run):
@@ -219,6 +284,8 @@ def test_photographs_are_asked_the_same_question(run, tmp_path):
     row = summary["table"]["0"]["photographs, what labels omit"]
     assert summary["arms"] == ["before", "text", "consistency", "exchanged"]
     assert row["arms"]["text"]["count"] == 6 * 3 + 12 and "consistency - exchanged" in row["differences"]
+    with pytest.raises(ValueError, match="was made of the photographs in .* now --photos .*elsewhere"):
+        EvidenceArguments(**asdict(arguments) | {"photos": str(tmp_path / "elsewhere")}).check_same()
     told = json.loads((arguments.folder(0, "photographs") / "result.json").read_text())["losses"]
     assert set(told["text"]) == {"group_loss"} and set(told["consistency"]) == {"group_loss", "feedback_loss"}
     assert told["consistency"]["feedback_loss"] != told["exchanged"]["feedback_loss"]
